@@ -1,0 +1,12 @@
+//! `posthaste check`
+
+use std::process::ExitCode;
+
+/// Arguments of `posthaste check`.
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run(_args: &Args) -> ExitCode {
+    ExitCode::SUCCESS
+}

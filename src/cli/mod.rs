@@ -1,0 +1,50 @@
+//! The command line: one short file a subcommand.
+
+pub mod check;
+pub mod demo;
+pub mod migrate;
+pub mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of a command whose arguments or configuration are wrong.
+pub const EXIT_USAGE: u8 = 2;
+
+/// A webhook dispatcher for applications that already write their events to PostgreSQL.
+#[derive(Parser, Debug)]
+#[command(name = "posthaste", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// Format of the log lines: text or json
+    #[arg(long, env = "POSTHASTE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
+    pub log_format: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the dispatcher until SIGTERM or SIGINT
+    Serve(Box<serve::Args>),
+    /// Create the tables, or adopt those of an application
+    Migrate(migrate::Args),
+    /// Find what would lose or delay deliveries, and say what to do about it
+    Check(check::Args),
+    /// See the whole thing work, on a database of its own
+    Demo(Box<demo::Args>),
+}
+
+impl Cli {
+    /// Runs the command; everything that a person should read has been printed when it returns.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Serve(args) => serve::run(*args),
+            Command::Migrate(args) => migrate::run(&args),
+            Command::Check(args) => check::run(&args),
+            Command::Demo(args) => demo::run(*args),
+        }
+    }
+}

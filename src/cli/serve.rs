@@ -1,0 +1,12 @@
+//! `posthaste serve`
+
+use std::process::ExitCode;
+
+/// Arguments of `posthaste serve`.
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run(_args: Args) -> ExitCode {
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,310 @@
+//! The configuration: as written ([`ServeArgs`], [`DatabaseArgs`]) → `validate()` → ready to use ([`Config`]).
+//!
+//! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so that all
+//! faults can be reported at once and not one per run.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ipnet::IpNet;
+
+use crate::model::Secret;
+
+/// Where `/healthz` and `/readyz` answer: loopback, because nothing should be open by accident.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8460";
+/// How often the database is asked for work that no notification announced.
+pub const DEFAULT_POLL_INTERVAL: &str = "5s";
+/// How long a shutdown waits for requests in flight: the largest `timeout_ms` (30 s) fits.
+pub const DEFAULT_SHUTDOWN_GRACE: &str = "30s";
+/// How long an outage may spare deliveries whose retries are used up.
+pub const DEFAULT_OUTAGE_GRACE: &str = "24h";
+/// Largest event, in bytes of JSON: what most receivers accept at most.
+pub const DEFAULT_MAX_EVENT_BYTES: &str = "5MiB";
+/// Requests in flight in the whole process: each needs a descriptor and some 20 KiB.
+pub const DEFAULT_MAX_IN_FLIGHT: &str = "1024";
+/// Requests in flight per destination, where its settings say nothing.
+pub const DEFAULT_DESTINATION_IN_FLIGHT: &str = "32";
+/// Bytes of events held in memory in the whole process.
+pub const DEFAULT_MAX_BYTES_IN_FLIGHT: &str = "64MiB";
+/// Consecutive failures of a destination that trip its breaker.
+pub const DEFAULT_BREAKER_THRESHOLD: &str = "5";
+/// Longest delay between two attempts of a delivery.
+pub const DEFAULT_MAX_RETRY_DELAY: &str = "12h";
+/// How long a destination may fail without any success before it is disabled.
+pub const DEFAULT_AUTO_DISABLE_AFTER: &str = "5d";
+
+/// How to reach PostgreSQL.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DatabaseArgs {
+    /// PostgreSQL connection URL, e.g. postgres://user@host/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<String>,
+}
+
+/// Where a private PostgreSQL keeps its data.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DataDirArgs {
+    /// Directory of the private PostgreSQL server [default: /var/lib/posthaste for root, else ~/.local/share/posthaste]
+    #[arg(long, env = "POSTHASTE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// The options of `posthaste serve`, as written.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    /// Start and use a private PostgreSQL server from the binaries installed on this machine
+    #[arg(long, env = "POSTHASTE_EMBEDDED", default_value = "false", value_name = "BOOL", num_args = 0..=1,
+          default_missing_value = "true")]
+    pub embedded: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub data_dir: DataDirArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub dispatch: DispatchArgs,
+}
+
+/// The options that every dispatcher takes, whatever its database is.
+#[derive(Args, Clone, Debug)]
+pub struct DispatchArgs {
+    /// Address and port of the HTTP server (health)
+    #[arg(long, env = "POSTHASTE_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
+    pub listen: String,
+    /// Networks that may be connected to although they are not public, comma-separated CIDRs
+    #[arg(long, env = "POSTHASTE_ALLOW_NETWORKS", default_value = "", value_name = "CIDRS")]
+    pub allow_networks: String,
+    /// Refuse destinations with http URLs
+    #[arg(long, env = "POSTHASTE_HTTPS_ONLY", default_value = "false", value_name = "BOOL", num_args = 0..=1,
+          default_missing_value = "true")]
+    pub https_only: String,
+    /// File with further root certificates to trust, PEM
+    #[arg(long, env = "POSTHASTE_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// How often to look for work that no notification announced, a duration from 100ms to 1h
+    #[arg(long, env = "POSTHASTE_POLL_INTERVAL", default_value = DEFAULT_POLL_INTERVAL, value_name = "DURATION")]
+    pub poll_interval: String,
+    /// How long a shutdown waits for requests in flight, a duration up to 10min
+    #[arg(long, env = "POSTHASTE_SHUTDOWN_GRACE", default_value = DEFAULT_SHUTDOWN_GRACE, value_name = "DURATION")]
+    pub shutdown_grace: String,
+    /// How long an outage may spare a delivery whose retries are used up; 0 switches sparing off
+    #[arg(long, env = "POSTHASTE_OUTAGE_GRACE", default_value = DEFAULT_OUTAGE_GRACE, value_name = "DURATION")]
+    pub outage_grace: String,
+    /// Largest event and largest batch, in bytes of JSON, 1KiB to 64MiB; larger events are dead at once
+    #[arg(long, env = "POSTHASTE_MAX_EVENT_BYTES", default_value = DEFAULT_MAX_EVENT_BYTES, value_name = "BYTES")]
+    pub max_event_bytes: String,
+    /// Requests in flight at once in the whole process, 1 to 100000
+    #[arg(long, env = "POSTHASTE_MAX_IN_FLIGHT", default_value = DEFAULT_MAX_IN_FLIGHT, value_name = "REQUESTS")]
+    pub max_in_flight: String,
+    /// Requests in flight at once per destination unless its settings say otherwise, 1 to 10000
+    #[arg(long, env = "POSTHASTE_DESTINATION_IN_FLIGHT", default_value = DEFAULT_DESTINATION_IN_FLIGHT,
+          value_name = "REQUESTS")]
+    pub destination_in_flight: String,
+    /// Bytes of events held in memory at once in the whole process, 1MiB to 64GiB
+    #[arg(long, env = "POSTHASTE_MAX_BYTES_IN_FLIGHT", default_value = DEFAULT_MAX_BYTES_IN_FLIGHT,
+          value_name = "BYTES")]
+    pub max_bytes_in_flight: String,
+    /// Consecutive failures of a destination that trip its breaker, 1 to 1000
+    #[arg(long, env = "POSTHASTE_BREAKER_THRESHOLD", default_value = DEFAULT_BREAKER_THRESHOLD, value_name = "FAILURES")]
+    pub breaker_threshold: String,
+    /// Longest delay between two attempts of a delivery, a duration from 1s to 30d
+    #[arg(long, env = "POSTHASTE_MAX_RETRY_DELAY", default_value = DEFAULT_MAX_RETRY_DELAY, value_name = "DURATION")]
+    pub max_retry_delay: String,
+    /// How long a destination may fail without a success before it is disabled; 0 never disables
+    #[arg(long, env = "POSTHASTE_AUTO_DISABLE_AFTER", default_value = DEFAULT_AUTO_DISABLE_AFTER,
+          value_name = "DURATION")]
+    pub auto_disable_after: String,
+    /// Write operational events (webhook.destination.disabled and the like) to activity_logs
+    #[arg(long, env = "POSTHASTE_OPERATIONAL_EVENTS", default_value = "false", value_name = "BOOL", num_args = 0..=1,
+          default_missing_value = "true")]
+    pub operational_events: String,
+    /// Threads that send requests, 1 to 256 [default: the number of cores]
+    #[arg(long, env = "POSTHASTE_WORKERS", value_name = "THREADS")]
+    pub workers: Option<String>,
+}
+
+/// What a running dispatcher needs to know. All values are within their limits.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where PostgreSQL is. A [`Secret`], since it may hold a password.
+    pub database_url: Secret,
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+    /// Networks opened on purpose.
+    pub allow_networks: Vec<IpNet>,
+    /// Whether `http` URLs are refused.
+    pub https_only: bool,
+    /// Further root certificates, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Pause between two polls.
+    pub poll_interval: Duration,
+    /// Limit of a graceful shutdown.
+    pub shutdown_grace: Duration,
+    /// How long an outage spares; zero: never.
+    pub outage_grace: Duration,
+    /// Largest event and batch, bytes of JSON.
+    pub max_event_bytes: usize,
+    /// Requests in flight in the process.
+    pub max_in_flight: u32,
+    /// Requests in flight per destination by default.
+    pub destination_in_flight: u32,
+    /// Bytes of events in memory.
+    pub max_bytes_in_flight: u64,
+    /// Consecutive failures that trip a breaker.
+    pub breaker_threshold: u32,
+    /// Longest retry delay.
+    pub max_retry_delay: Duration,
+    /// Failing time after which a destination is disabled; zero: never.
+    pub auto_disable_after: Duration,
+    /// Whether operational events are written.
+    pub operational_events: bool,
+    /// Arbiters that run destinations.
+    pub workers: usize,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigFaults(pub Vec<String>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "the configuration has {} fault(s):", self.0.len())?;
+        self.0.iter().try_for_each(|fault| writeln!(f, "  - {fault}"))
+    }
+}
+
+/// Collects the faults of one configuration while it is being read.
+struct Reader {
+    faults: Vec<String>,
+}
+
+impl Reader {
+    fn check<T: Default>(&mut self, option: &str, value: &str, parsed: Result<T, String>) -> T {
+        parsed.unwrap_or_else(|fault| {
+            self.faults.push(format!("{option}: {value:?} {fault}"));
+            T::default()
+        })
+    }
+
+    fn bool(&mut self, option: &str, value: &str) -> bool {
+        let parsed = match value {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" | "" => Ok(false),
+            _ => Err("is neither true nor false".into()),
+        };
+        self.check(option, value, parsed)
+    }
+
+    fn duration(&mut self, option: &str, value: &str, limits: [Duration; 2]) -> Duration {
+        let parsed = parse_duration(value).and_then(|d| {
+            if d < limits[0] || d > limits[1] {
+                let [least, most] = limits.map(|l| humantime::format_duration(l).to_string());
+                return Err(format!("is outside {least} to {most}"));
+            }
+            Ok(d)
+        });
+        self.check(option, value, parsed)
+    }
+
+    fn number(&mut self, option: &str, value: &str, least: u64, most: u64) -> u64 {
+        let parsed = parse_bytes(value).and_then(|n| {
+            if n < least || n > most {
+                return Err(format!("is outside {least} to {most}"));
+            }
+            Ok(n)
+        });
+        self.check(option, value, parsed)
+    }
+}
+
+/// A duration as people write it: `5s`, `24h`, `1h 30m`; a bare number is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| "is not a duration such as 500ms, 30s or 24h".into())
+}
+
+/// A count of bytes or things: `4096`, `64KiB`, `5MiB`, `1GiB`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)]
+        .into_iter()
+        .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, unit)))
+        .unwrap_or((text, 1));
+    let number = digits.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    number.ok_or_else(|| "is not a whole number (KiB, MiB and GiB may follow)".into())
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl DispatchArgs {
+    /// Checks all options; `database_url` comes from elsewhere, as it may be a private server's.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn validate(&self, database_url: Secret) -> Result<Config, ConfigFaults> {
+        let mut r = Reader { faults: Vec::new() };
+        let listen = self.listen.parse().map_err(|_| "is not an address such as 127.0.0.1:8460".to_string());
+        let listen = r.check("--listen", &self.listen, listen.map(Some));
+        let mut allow_networks = Vec::new();
+        for text in self.allow_networks.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+            let parsed = text
+                .parse::<IpNet>()
+                .map_err(|_| "is not a network such as 10.0.0.0/8 or ::1/128".to_string());
+            allow_networks.extend(r.check("--allow-networks", text, parsed.map(Some)));
+        }
+        if let Some(file) = &self.ca_file
+            && let Err(error) = std::fs::File::open(file)
+        {
+            r.faults.push(format!("--ca-file: {} cannot be read: {error}", file.display()));
+        }
+        let secs = Duration::from_secs;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let config = Config {
+            database_url,
+            listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
+            allow_networks,
+            https_only: r.bool("--https-only", &self.https_only),
+            ca_file: self.ca_file.clone(),
+            poll_interval: r.duration(
+                "--poll-interval",
+                &self.poll_interval,
+                [Duration::from_millis(100), secs(3600)],
+            ),
+            shutdown_grace: r.duration("--shutdown-grace", &self.shutdown_grace, [Duration::ZERO, secs(600)]),
+            outage_grace: r.duration("--outage-grace", &self.outage_grace, [Duration::ZERO, YEAR]),
+            max_event_bytes: r.number("--max-event-bytes", &self.max_event_bytes, 1 << 10, 64 << 20) as usize,
+            max_in_flight: r.number("--max-in-flight", &self.max_in_flight, 1, 100_000) as u32,
+            destination_in_flight: r.number("--destination-in-flight", &self.destination_in_flight, 1, 10_000)
+                as u32,
+            max_bytes_in_flight: r.number(
+                "--max-bytes-in-flight",
+                &self.max_bytes_in_flight,
+                1 << 20,
+                64 << 30,
+            ),
+            breaker_threshold: r.number("--breaker-threshold", &self.breaker_threshold, 1, 1000) as u32,
+            max_retry_delay: r.duration(
+                "--max-retry-delay",
+                &self.max_retry_delay,
+                [secs(1), secs(30 * 86_400)],
+            ),
+            auto_disable_after: r.duration(
+                "--auto-disable-after",
+                &self.auto_disable_after,
+                [Duration::ZERO, YEAR],
+            ),
+            operational_events: r.bool("--operational-events", &self.operational_events),
+            workers: match &self.workers {
+                Some(text) => r.number("--workers", text, 1, 256) as usize,
+                None => cores,
+            },
+        };
+        if r.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(r.faults)) }
+    }
+}

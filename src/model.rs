@@ -1,0 +1,339 @@
+//! The words of the domain as types: ids, [`Destination`], [`Event`], [`Delivery`], [`Answer`], [`Outcome`].
+//!
+//! A delivery's `status` moves like this; nothing else ever happens to it:
+//!
+//! ```text
+//!              2xx                                   retries used up, 410, expired, too large
+//!   pending ─────────▶ delivered         pending ───────────────────────────────┐
+//!      │                   ▲             failed  ───────────────────────────────┤
+//!      │ charged failure   │ 2xx                                                ▼
+//!      └────────────────▶ failed ─┐                                            dead
+//!                          ▲      │ charged failure                             │
+//!                          └──────┘                                             │
+//!   pending ◀───────────────────── replay, retry by hand ───────────────────────┘
+//! ```
+//!
+//! A lease (see [`crate::store::deliveries`]) is no status: a claimed delivery stays `pending` or `failed`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id!(
+    /// The tenant: a row of `organizations`.
+    OrgId
+);
+id!(
+    /// A row of `webhook_destinations`.
+    DestinationId
+);
+id!(
+    /// A row of `activity_logs`.
+    EventId
+);
+id!(
+    /// A row of `webhook_deliveries`: (destination, event).
+    DeliveryId
+);
+
+/// A point in time by the database's clock: microseconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, serde::Serialize)]
+pub struct DbTime(pub i64);
+
+impl DbTime {
+    /// This time plus `duration`, saturating.
+    pub fn after(self, duration: Duration) -> DbTime {
+        DbTime(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub fn since(self, earlier: DbTime) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Whole seconds since 1970, as `webhook-timestamp` wants them.
+    pub fn unix_seconds(self) -> i64 {
+        self.0.div_euclid(1_000_000)
+    }
+}
+
+/// Text that must never be shown: `Debug` prints `***`, and there is no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself, for the one place that signs or sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A row of `webhook_destinations` with its row of `posthaste_destination_settings`, as written.
+///
+/// Texts are not yet checked: `outbound::Target` is what they compile to, or the fault that is in them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    /// Primary key.
+    pub id: DestinationId,
+    /// The tenant it belongs to.
+    pub org: OrgId,
+    /// Where to send.
+    pub url: String,
+    /// `none`, `bearer`, `header`, `basic` or `oauth2`.
+    pub auth_type: String,
+    /// The members that `auth_type` asks for, as JSON text.
+    pub auth_config: Secret,
+    /// Events per request, 1 to 100.
+    pub batch_size: u32,
+    /// Limit on everything from the name lookup to the last byte of the answer.
+    pub timeout: Duration,
+    /// When to try again, and how often.
+    pub retry: RetryPolicy,
+    /// Signs requests.
+    pub signing_secret: Option<Secret>,
+    /// What `posthaste_destination_settings` says.
+    pub settings: Settings,
+}
+
+/// A row of `posthaste_destination_settings`; [`Settings::default`] stands for a missing row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Name of the body's format.
+    pub payload_format: String,
+    /// Options of the format, as JSON text.
+    pub format_options: String,
+    /// Requests per second; `None` is unlimited.
+    pub rate_limit_per_second: Option<f64>,
+    /// Requests that may follow each other at once under the rate limit.
+    pub rate_limit_burst: Option<u32>,
+    /// Requests in flight; `None` is the default of the configuration.
+    pub max_in_flight: Option<u32>,
+    /// One attempt at a time, in insertion order.
+    pub ordered: bool,
+    /// How long a batch may wait to fill.
+    pub batch_wait: Duration,
+    /// Deliveries older than this are `dead`.
+    pub max_age: Option<Duration>,
+    /// Further headers, as JSON text: an object of strings.
+    pub extra_headers: Secret,
+    /// `standard` or `hex`.
+    pub signature_scheme: String,
+    /// Header of the `hex` scheme.
+    pub signature_header: Option<String>,
+    /// The secret before the last rotation.
+    pub previous_signing_secret: Option<Secret>,
+    /// Until when the previous secret signs, too.
+    pub previous_secret_expires_at: Option<DbTime>,
+    /// Compress request bodies.
+    pub gzip: bool,
+    /// Client certificate chain, PEM.
+    pub tls_client_cert: Option<String>,
+    /// Key of the client certificate, PEM.
+    pub tls_client_key: Option<Secret>,
+    /// Roots to trust instead of the system's, PEM.
+    pub tls_ca: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            payload_format: "standard".into(),
+            format_options: "{}".into(),
+            rate_limit_per_second: None,
+            rate_limit_burst: None,
+            max_in_flight: None,
+            ordered: false,
+            batch_wait: Duration::ZERO,
+            max_age: None,
+            extra_headers: Secret::new("{}"),
+            signature_scheme: "standard".into(),
+            signature_header: None,
+            previous_signing_secret: None,
+            previous_secret_expires_at: None,
+            gzip: false,
+            tls_client_cert: None,
+            tls_client_key: None,
+            tls_ca: None,
+        }
+    }
+}
+
+/// `retry_max` and `retry_backoff_ms` of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Retries after the first attempt, 0 to 10: at most `max + 1` attempts are charged.
+    pub max: u32,
+    /// Delay before the first retry; doubles with each further one.
+    pub backoff: Duration,
+}
+
+/// A row of `activity_logs`, ready to be written into bodies. Immutable, shared, never copied.
+#[derive(Debug)]
+pub struct Event {
+    /// Primary key, `webhook-id` of single events.
+    pub id: EventId,
+    /// The tenant it belongs to.
+    pub org: OrgId,
+    /// Who did it.
+    pub employee_id: Option<Uuid>,
+    /// In which session.
+    pub session_id: Option<Uuid>,
+    /// With which client.
+    pub client_name: Option<String>,
+    /// And which version of it.
+    pub client_version: Option<String>,
+    /// What happened, e.g. `tool_call`.
+    pub event_type: String,
+    /// The kind of thing that happened, e.g. `agent_activity`.
+    pub event_category: String,
+    /// A sentence for people.
+    pub content: Option<String>,
+    /// The JSON text of the `payload` column, exactly as PostgreSQL prints it. Never parsed.
+    pub payload: String,
+    /// `2025-12-23T16:02:19.890000Z`
+    pub created_at: String,
+}
+
+/// A claimed row of `webhook_deliveries` together with its event: ours until the lease ends.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Primary key.
+    pub id: DeliveryId,
+    /// Where it goes.
+    pub destination: DestinationId,
+    /// Charged attempts so far.
+    pub attempts: u32,
+    /// What the claim wrote into `last_attempt_at`: the start of the lease, and its proof.
+    pub claimed_at: DbTime,
+    /// What stood in `last_attempt_at` before; giving back writes it again.
+    pub previous_attempt_at: Option<DbTime>,
+    /// When it was queued.
+    pub created_at: DbTime,
+    /// When it was first attempted, if it ever was.
+    pub first_attempt_at: Option<DbTime>,
+    /// What to send.
+    pub event: Arc<Event>,
+}
+
+/// What one HTTP request came to, before any policy looks at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// When it started, by the database's clock.
+    pub started_at: DbTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// What came back.
+    pub answer: Answer,
+}
+
+/// What came back from one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A response, its head at least.
+    Response {
+        /// HTTP status.
+        status: u16,
+        /// The first [`crate::outbound::KEPT_BODY_BYTES`] of the body as text, without NUL.
+        body: String,
+        /// `Retry-After`, as it came.
+        retry_after: Option<String>,
+        /// Why reading the body failed, if it did: the answer then counts as a failure of the network.
+        broken: Option<String>,
+    },
+    /// Theirs, or the rules': network, TLS, timeout, refused address, a destination that is written wrong.
+    Failed(String),
+    /// Ours: nobody is charged.
+    OurFault(String),
+}
+
+/// What is to be written about one delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Which delivery.
+    pub delivery: DeliveryId,
+    /// The lease under which it happened: [`Delivery::claimed_at`].
+    pub claimed_at: DbTime,
+    /// What happens to the row.
+    pub change: Change,
+    /// HTTP status of the last attempt, if one came.
+    pub response_status: Option<u16>,
+    /// The kept part of the response body.
+    pub response_body: Option<String>,
+    /// What went wrong, for people.
+    pub error_message: Option<String>,
+    /// The failed attempt to be kept in `posthaste_attempts`.
+    pub failed: Option<FailedAttempt>,
+}
+
+/// A failed attempt, for `posthaste_attempts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedAttempt {
+    /// 1-based: charged attempts before it, plus one.
+    pub number: u32,
+    /// When it started.
+    pub started_at: DbTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// Whether it counted against the retries.
+    pub charged: bool,
+}
+
+/// What happens to a row of `webhook_deliveries`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `delivered`. Recorded even when the lease was lost: it is a fact.
+    Delivered,
+    /// Charged: `failed`, one attempt more, due again after `delay`.
+    Failed {
+        /// Until the next attempt.
+        delay: Duration,
+    },
+    /// Not charged: status and attempts stay, due again after `delay`.
+    Postponed {
+        /// Until the next attempt.
+        delay: Duration,
+    },
+    /// `dead`. `charged` tells whether an attempt was used.
+    Dead {
+        /// Whether `attempts` grows by one.
+        charged: bool,
+    },
+    /// Never attempted, or none of the receiver's business: the row is as it was before the claim.
+    GivenBack {
+        /// [`Delivery::previous_attempt_at`].
+        previous_attempt_at: Option<DbTime>,
+    },
+}
