@@ -288,7 +288,10 @@ pub struct Outcome {
     pub claimed_at: DbTime,
     /// What happens to the row.
     pub change: Change,
-    /// HTTP status of the last attempt, if one came.
+    /// What `last_attempt_at` says from now on: the start of the attempt, or, without one,
+    /// [`Delivery::previous_attempt_at`].
+    pub last_attempt_at: Option<DbTime>,
+    /// HTTP status of the attempt, if one came.
     pub response_status: Option<u16>,
     /// The kept part of the response body.
     pub response_body: Option<String>,
@@ -303,8 +306,6 @@ pub struct Outcome {
 pub struct FailedAttempt {
     /// 1-based: charged attempts before it, plus one.
     pub number: u32,
-    /// When it started.
-    pub started_at: DbTime,
     /// How long it took.
     pub duration: Duration,
     /// Whether it counted against the retries.
@@ -331,9 +332,6 @@ pub enum Change {
         /// Whether `attempts` grows by one.
         charged: bool,
     },
-    /// Never attempted, or none of the receiver's business: the row is as it was before the claim.
-    GivenBack {
-        /// [`Delivery::previous_attempt_at`].
-        previous_attempt_at: Option<DbTime>,
-    },
+    /// Nothing happened: the row is as it was before the claim.
+    GivenBack,
 }

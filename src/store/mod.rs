@@ -4,7 +4,12 @@
 //! on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so that
 //! `infinity` in an application's table cannot hurt.
 
+pub mod deliveries;
+pub mod destinations;
+pub mod listener;
 pub mod migrate;
+pub mod presence;
+mod time;
 
 use std::str::FromStr;
 use std::time::Duration;

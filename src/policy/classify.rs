@@ -1,0 +1,155 @@
+//! From an answer to a [`Verdict`]. Three kinds of fault are kept apart: the event's, the destination's, and ours.
+
+use std::time::{Duration, SystemTime};
+
+use crate::model::Answer;
+
+/// Shortest pause that a `Retry-After` can ask for.
+pub const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause that a `Retry-After` can ask for: nobody may switch a destination off for a week by mistake.
+pub const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// What an answer means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The receiver has it.
+    Delivered,
+    /// The receiver lives and does not want this event: charged.
+    EventFailed,
+    /// The receiver is in trouble, or we cannot reach it: charged, and it counts for the breaker.
+    DestinationFailed,
+    /// 410: the receiver wants nothing any more.
+    Gone,
+    /// The receiver wants a pause; `None` leaves its length to us. Not charged.
+    Paused(Option<Duration>),
+    /// A batch that may go through in parts: too large (413), or one of its events is bad (400, 422).
+    Split,
+    /// Our own trouble: charged to nobody.
+    OurFault,
+}
+
+/// What `answer` to a request with `deliveries` deliveries means. `wall` is compared with dates in `Retry-After`.
+pub fn classify(answer: &Answer, deliveries: usize, wall: SystemTime) -> Verdict {
+    let (status, retry_after, broken) = match answer {
+        Answer::Failed(_) => return Verdict::DestinationFailed,
+        Answer::OurFault(_) => return Verdict::OurFault,
+        Answer::Response { status, retry_after, broken, .. } => (*status, retry_after.as_deref(), broken),
+    };
+    let pause = retry_after.and_then(|text| parse_retry_after(text, wall));
+    match status {
+        200..=299 if broken.is_some() => Verdict::DestinationFailed,
+        200..=299 => Verdict::Delivered,
+        400 | 413 | 422 if deliveries > 1 => Verdict::Split,
+        401 | 403 | 404 | 408 => Verdict::DestinationFailed,
+        410 => Verdict::Gone,
+        429 => Verdict::Paused(pause),
+        503 if pause.is_some() => Verdict::Paused(pause),
+        400..=499 => Verdict::EventFailed,
+        _ => Verdict::DestinationFailed,
+    }
+}
+
+/// `Retry-After` (RFC 9110, section 10.2.3): seconds or an HTTP date; `None` when it is neither.
+///
+/// Clamped to [`MIN_PAUSE`] .. [`MAX_PAUSE`].
+pub fn parse_retry_after(text: &str, wall: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        text.parse().map_or(MAX_PAUSE, Duration::from_secs)
+    } else {
+        httpdate::parse_http_date(text).ok()?.duration_since(wall).unwrap_or(MIN_PAUSE)
+    };
+    Some(asked.clamp(MIN_PAUSE, MAX_PAUSE))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn response(status: u16, retry_after: Option<&str>) -> Answer {
+        Answer::Response {
+            status,
+            body: String::new(),
+            retry_after: retry_after.map(Into::into),
+            broken: None,
+        }
+    }
+
+    #[test]
+    fn every_status_has_its_verdict() {
+        use Verdict::*;
+        let table: [(u16, Option<&str>, usize, Verdict); 29] = [
+            (200, None, 1, Delivered),
+            (204, None, 100, Delivered),
+            (299, None, 1, Delivered),
+            (101, None, 1, DestinationFailed),
+            (301, None, 1, DestinationFailed),
+            (308, None, 1, DestinationFailed),
+            (400, None, 1, EventFailed),
+            (400, None, 2, Split),
+            (401, None, 1, DestinationFailed),
+            (403, None, 2, DestinationFailed),
+            (404, None, 1, DestinationFailed),
+            (405, None, 1, EventFailed),
+            (405, None, 2, EventFailed),
+            (408, None, 1, DestinationFailed),
+            (409, None, 1, EventFailed),
+            (410, None, 2, Gone),
+            (413, None, 1, EventFailed),
+            (413, None, 2, Split),
+            (422, None, 1, EventFailed),
+            (422, None, 7, Split),
+            (429, None, 1, Paused(None)),
+            (429, Some("7"), 2, Paused(Some(Duration::from_secs(7)))),
+            (429, Some("soon"), 1, Paused(None)),
+            (451, None, 1, EventFailed),
+            (500, Some("7"), 1, DestinationFailed),
+            (503, None, 1, DestinationFailed),
+            (503, Some("0"), 1, Paused(Some(MIN_PAUSE))),
+            (503, Some("99999999999999999999999"), 1, Paused(Some(MAX_PAUSE))),
+            (599, None, 1, DestinationFailed),
+        ];
+        for (status, retry_after, deliveries, verdict) in table {
+            let answer = response(status, retry_after);
+            assert_eq!(
+                classify(&answer, deliveries, SystemTime::UNIX_EPOCH),
+                verdict,
+                "{status} {retry_after:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn faults_without_a_response_are_kept_apart() {
+        let wall = SystemTime::UNIX_EPOCH;
+        assert_eq!(classify(&Answer::Failed("x".into()), 1, wall), Verdict::DestinationFailed);
+        assert_eq!(classify(&Answer::OurFault("x".into()), 1, wall), Verdict::OurFault);
+        let broken = Answer::Response {
+            status: 200,
+            body: String::new(),
+            retry_after: None,
+            broken: Some("reset".into()),
+        };
+        assert_eq!(classify(&broken, 1, wall), Verdict::DestinationFailed);
+    }
+
+    #[test]
+    fn a_date_is_a_distance_from_now() {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 90);
+        let pause = parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", wall);
+        assert_eq!(pause, Some(Duration::from_secs(90)));
+        let later = wall + Duration::from_secs(500);
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", later), Some(MIN_PAUSE));
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_breaks_the_limits(text in ".{0,40}") {
+            if let Some(pause) = parse_retry_after(&text, SystemTime::UNIX_EPOCH) {
+                prop_assert!((MIN_PAUSE..=MAX_PAUSE).contains(&pause));
+            }
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! Claiming and recording: the two statements that everything else waits for.
+//!
+//! **The lease.** A claim is written to the row itself: a delivery is leased if and only if
+//!
+//! ```text
+//! last_attempt_at > now - LEASE  AND  (next_retry_at IS NULL OR last_attempt_at >= next_retry_at)
+//! ```
+//!
+//! (unknown counts as no). The claim writes the clock into `last_attempt_at`; every recorded failure writes a
+//! `next_retry_at` that is later. `last_attempt_at` stands in no index, so a claim is a HOT update. A process that
+//! finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Connection, Row};
+use uuid::Uuid;
+
+use super::{StoreError, in_time};
+use crate::model::{Change, DbTime, Delivery, DeliveryId, DestinationId, Event, EventId, OrgId, Outcome};
+
+/// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
+pub const LEASE: Duration = Duration::from_secs(45);
+/// Deliveries that one claim statement takes at most.
+pub const MAX_CLAIM_ROWS: usize = 2_000;
+/// Outcomes that one record statement writes at most.
+pub const MAX_RECORD_ROWS: usize = 2_000;
+/// Events whose stored size is below this are read without measuring their text first. Compression can make 48 KiB
+/// of at most a few MiB.
+const SURELY_SMALL_BYTES: i32 = 48 << 10;
+/// How far an ordered claim looks for leases of other processes when it has no reason to look further.
+const ORDERED_LOOKAHEAD: i64 = 1_000;
+
+/// What one destination asks of a claim.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// For whom.
+    pub destination: DestinationId,
+    /// How many deliveries at most.
+    pub want: u32,
+    /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed already.
+    pub since: Option<DbTime>,
+    /// Stop after the event with which the stored sizes reach this many bytes.
+    pub max_bytes: u64,
+    /// Claim in insertion order, nothing while a lease is live.
+    pub ordered: Option<Ordered>,
+}
+
+/// How thoroughly an ordered claim looks for live leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ordered {
+    /// Among the next rows, where an ordered claim would have put them.
+    Near,
+    /// Everywhere: the destination may have been unordered a moment ago.
+    Everywhere,
+}
+
+/// What one destination got from a claim.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Who asked.
+    pub destination: DestinationId,
+    /// What is leased now, in the order in which it should be sent.
+    pub deliveries: Vec<Claimed>,
+    /// Whether more is due than was given.
+    pub more: bool,
+    /// When the next delivery falls due that was not due yet.
+    pub next_due: Option<DbTime>,
+    /// The clock of the claim.
+    pub now: DbTime,
+    /// The latest `next_retry_at` among `deliveries`: the next [`Ask::since`].
+    pub reached: Option<DbTime>,
+}
+
+/// A claimed delivery and whether its event may be sent at all.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The delivery.
+    pub delivery: Delivery,
+    /// Its payload or content is beyond the limit, and was left in the database.
+    pub too_large: bool,
+}
+
+/// The claim statements, made for the columns that this database's `activity_logs` has.
+#[derive(Clone, Debug)]
+pub struct ClaimSql {
+    claim: Arc<str>,
+    claim_ordered: Arc<str>,
+}
+
+/// Columns of the event that an application's own table may lack, with their types.
+const OPTIONAL_COLUMNS: [(&str, &str); 5] = [
+    ("employee_id", "uuid"),
+    ("session_id", "uuid"),
+    ("client_name", "text"),
+    ("client_version", "text"),
+    ("content", "text"),
+];
+
+const EVENT_COLUMNS: &str = "
+    SELECT attname::text FROM pg_catalog.pg_attribute
+    WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
+
+/// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event.
+/// The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next, and one of
+/// kind 2 for each destination whose byte limit cut something off.
+const CLAIM: &str = "
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+ask AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::timestamp[], $4::bigint[])
+        AS a(destination_id, want, since, max_bytes)
+),
+picked AS MATERIALIZED (
+    SELECT a.max_bytes, p.*
+    FROM ask a CROSS JOIN clock c CROSS JOIN LATERAL (
+        SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
+        FROM public.webhook_deliveries d
+        WHERE d.destination_id = a.destination_id
+          AND d.status IN ('pending', 'failed')
+          AND d.next_retry_at >= a.since AND d.next_retry_at <= c.now
+          -- not leased; d.next_retry_at is not null here
+          AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)
+               AND d.last_attempt_at >= d.next_retry_at) IS NOT TRUE
+        ORDER BY d.next_retry_at
+        LIMIT a.want
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) p
+    UNION ALL
+    SELECT a.max_bytes, p.*
+    FROM ask a CROSS JOIN clock c CROSS JOIN LATERAL (
+        SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
+        FROM public.webhook_deliveries d
+        WHERE d.destination_id = a.destination_id
+          AND d.status IN ('pending', 'failed')
+          -- rows that an application inserted itself: due now
+          AND d.next_retry_at IS NULL
+          AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)) IS NOT TRUE
+        LIMIT a.want
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) p
+),
+{TAKE}
+SELECT 0::int2 AS kind, t.* FROM taken t
+UNION ALL
+SELECT 1::int2, a.destination_id, c.now, {NULLS}, (
+    SELECT d.next_retry_at FROM public.webhook_deliveries d
+    WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed') AND d.next_retry_at > c.now
+    ORDER BY d.next_retry_at LIMIT 1)
+FROM ask a CROSS JOIN clock c
+UNION ALL
+SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
+FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
+
+/// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger than the
+/// lock, or it would not see what another process has claimed meanwhile.
+const LOCK_ORDERED: &str = "
+    SELECT id FROM public.webhook_destinations WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
+
+/// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the queue up to
+/// the first delivery that is not due.
+const CLAIM_ORDERED: &str = "
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+ask AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[])
+        AS a(destination_id, want, lookahead, max_bytes)
+),
+free AS MATERIALIZED (
+    SELECT a.* FROM ask a CROSS JOIN clock c WHERE NOT EXISTS (
+        SELECT FROM (
+            SELECT d.last_attempt_at, d.next_retry_at FROM public.webhook_deliveries d
+            WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
+            ORDER BY d.created_at, d.id LIMIT a.lookahead
+        ) d
+        WHERE d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)
+          AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at))
+),
+head AS MATERIALIZED (
+    SELECT a.max_bytes, p.*, bool_and(p.next_retry_at IS NULL OR p.next_retry_at <= c.now)
+        OVER (PARTITION BY p.destination_id ORDER BY p.created_at, p.id) AS due
+    FROM free a CROSS JOIN clock c CROSS JOIN LATERAL (
+        SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
+        FROM public.webhook_deliveries d
+        WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
+        ORDER BY d.created_at, d.id
+        LIMIT a.want
+        -- never skips: a row that somebody is changing at this moment is waited for
+        FOR NO KEY UPDATE
+    ) p
+),
+picked AS MATERIALIZED (SELECT * FROM head WHERE due),
+{TAKE}
+SELECT 0::int2 AS kind, t.* FROM taken t
+UNION ALL
+SELECT 1::int2, a.destination_id, c.now, {NULLS},
+    (SELECT min(h.next_retry_at) FROM head h WHERE h.destination_id = a.destination_id AND NOT h.due)
+FROM ask a CROSS JOIN clock c
+UNION ALL
+SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
+FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
+
+/// The common end of both claims: read the events of what was picked, cut at the byte limit, write the lease.
+const TAKE: &str = "
+sized AS MATERIALIZED (
+    SELECT p.*, {EVENT}, sum(pg_column_size(l.payload) + 512) OVER earlier AS bytes_so_far,
+        coalesce(sum(pg_column_size(l.payload) + 512) OVER (earlier ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+            AS bytes_before
+    FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
+    WINDOW earlier AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id)
+),
+taken AS (
+    UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
+    FROM sized s CROSS JOIN clock c
+    WHERE d.id = s.id AND s.bytes_before < s.max_bytes
+    RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
+        -- only a delivery that was attempted before can have a first attempt
+        CASE WHEN s.last_attempt_at IS NOT NULL THEN
+            (SELECT min(h.started_at) FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
+        s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,
+        s.event_category,
+        CASE WHEN octet_length(s.content) <= $7 THEN s.content END,
+        CASE WHEN pg_column_size(s.payload) < {SMALL} THEN s.payload::text
+             WHEN octet_length(s.payload::text) <= $7 THEN s.payload::text END,
+        coalesce(to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text),
+        coalesce(octet_length(s.content) > $7, false),
+        d.next_retry_at
+)";
+
+/// The columns of `taken` between `now` and `next_retry_at`, as nulls.
+const NULLS: &str = "NULL::uuid, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::uuid, NULL::uuid, \
+    NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, \
+    NULL::boolean";
+
+impl ClaimSql {
+    /// Reads which columns this database's events have.
+    ///
+    /// # Errors
+    /// Whatever the database says.
+    pub async fn read(connection: &mut PgConnection) -> Result<ClaimSql, StoreError> {
+        let columns: Vec<String> = in_time(sqlx::query_scalar(EVENT_COLUMNS).fetch_all(connection)).await?;
+        Ok(ClaimSql::new(|column| columns.iter().any(|c| c == column)))
+    }
+
+    fn new(has: impl Fn(&str) -> bool) -> ClaimSql {
+        let optional = OPTIONAL_COLUMNS.map(|(column, type_name)| {
+            let value = if has(column) { format!("l.{column}") } else { "NULL".to_owned() };
+            format!("{value}::{type_name} AS {column}")
+        });
+        let event = format!(
+            "l.org_id, {}, l.event_type::text AS event_type, l.event_category::text AS event_category, l.payload, \
+             l.created_at AS event_created_at",
+            optional.join(", ")
+        );
+        let take = TAKE.replace("{EVENT}", &event).replace("{SMALL}", &SURELY_SMALL_BYTES.to_string());
+        let fill = |template: &str, order: &str| {
+            let take = take.replace("{ORDER}", order);
+            Arc::from(template.replace("{TAKE}", &take).replace("{NULLS}", NULLS))
+        };
+        ClaimSql { claim: fill(CLAIM, "next_retry_at"), claim_ordered: fill(CLAIM_ORDERED, "created_at") }
+    }
+
+    /// Leases what `asks` (all unordered) ask for, in one statement.
+    ///
+    /// `floor`: leases before it are void. `max_event_bytes`: larger payloads stay where they are.
+    ///
+    /// # Errors
+    /// After any error the connection must be dropped: whether the claim has happened is not known.
+    pub async fn claim(
+        &self,
+        connection: &mut PgConnection,
+        asks: &[Ask],
+        floor: DbTime,
+        max_event_bytes: usize,
+    ) -> Result<Vec<Grant>, StoreError> {
+        let since: Vec<DbTime> = asks.iter().map(|a| a.since.unwrap_or(DbTime(i64::MIN))).collect();
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim)))
+            .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
+            .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
+            .bind(since);
+        in_time(run_claim(query, connection, asks, floor, max_event_bytes)).await
+    }
+
+    /// Leases what `asks` (all ordered) ask for: the head of each queue, or nothing where a lease is live or another
+    /// process is claiming at this moment.
+    ///
+    /// # Errors
+    /// As [`ClaimSql::claim`].
+    pub async fn claim_ordered(
+        &self,
+        connection: &mut PgConnection,
+        asks: &[Ask],
+        floor: DbTime,
+        max_event_bytes: usize,
+    ) -> Result<Vec<Grant>, StoreError> {
+        in_time(async {
+            let mut transaction = connection.begin().await?;
+            let ids: Vec<Uuid> = asks.iter().map(|a| a.destination.0).collect();
+            let locked: Vec<Uuid> =
+                sqlx::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
+            let asks: Vec<Ask> = asks.iter().filter(|a| locked.contains(&a.destination.0)).cloned().collect();
+            let lookahead = |ask: &Ask| match ask.ordered {
+                Some(Ordered::Everywhere) => i64::MAX,
+                _ => ORDERED_LOOKAHEAD,
+            };
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim_ordered)))
+                .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
+                .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
+                .bind(asks.iter().map(lookahead).collect::<Vec<_>>());
+            let grants = run_claim(query, &mut transaction, &asks, floor, max_event_bytes).await?;
+            transaction.commit().await?;
+            Ok(grants)
+        })
+        .await
+    }
+}
+
+type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+async fn run_claim(
+    query: PgQuery<'_>,
+    connection: &mut PgConnection,
+    asks: &[Ask],
+    floor: DbTime,
+    max_event_bytes: usize,
+) -> Result<Vec<Grant>, sqlx::Error> {
+    let max_bytes = |ask: &Ask| i64::try_from(ask.max_bytes).unwrap_or(i64::MAX);
+    let query = query
+        .bind(asks.iter().map(max_bytes).collect::<Vec<_>>())
+        .bind(LEASE)
+        .bind(floor)
+        .bind(i32::try_from(max_event_bytes).unwrap_or(i32::MAX));
+    let mut grants: Vec<Grant> = asks.iter().map(|ask| Grant::none(ask.destination)).collect();
+    let mut place = std::collections::HashMap::with_capacity(asks.len());
+    place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));
+    let mut rows = query.fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
+        let grant = &mut grants[i];
+        grant.now = row.try_get(2)?;
+        match row.try_get::<i16, _>(0)? {
+            0 => {
+                grant.reached = grant.reached.max(row.try_get(20)?);
+                grant.deliveries.push(read_claimed(&row)?);
+            }
+            1 => grant.next_due = row.try_get(20)?,
+            _ => grant.more = true,
+        }
+    }
+    for (grant, ask) in grants.iter_mut().zip(asks) {
+        grant.more |= grant.deliveries.len() >= ask.want as usize;
+        if ask.ordered.is_some() {
+            grant.deliveries.sort_by_key(|c| (c.delivery.created_at, c.delivery.id));
+        }
+    }
+    Ok(grants)
+}
+
+fn read_claimed(row: &PgRow) -> Result<Claimed, sqlx::Error> {
+    let payload: Option<String> = row.try_get(17)?;
+    let too_large = payload.is_none() || row.try_get(19)?;
+    let event = Event {
+        id: EventId(row.try_get(8)?),
+        org: OrgId(row.try_get(9)?),
+        employee_id: row.try_get(10)?,
+        session_id: row.try_get(11)?,
+        client_name: row.try_get(12)?,
+        client_version: row.try_get(13)?,
+        event_type: row.try_get(14)?,
+        event_category: row.try_get(15)?,
+        content: row.try_get(16)?,
+        payload: payload.unwrap_or_default(),
+        created_at: row.try_get(18)?,
+    };
+    let delivery = Delivery {
+        destination: DestinationId(row.try_get(1)?),
+        claimed_at: row.try_get(2)?,
+        id: DeliveryId(row.try_get(3)?),
+        attempts: u32::try_from(row.try_get::<i32, _>(4)?).unwrap_or(0),
+        previous_attempt_at: row.try_get(5)?,
+        created_at: row.try_get(6)?,
+        first_attempt_at: row.try_get(7)?,
+        event: Arc::new(event),
+    };
+    Ok(Claimed { delivery, too_large })
+}
+
+impl Grant {
+    /// Nothing, for `destination`.
+    pub fn none(destination: DestinationId) -> Grant {
+        Grant {
+            destination,
+            deliveries: Vec::new(),
+            more: false,
+            next_due: None,
+            now: DbTime(0),
+            reached: None,
+        }
+    }
+}
+
+/// Parameters: one array per column of [`Outcome`]. Returns how many rows were written.
+const RECORD: &str = "
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+o AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::int[], $5::bigint[], $6::timestamp[], $7::bool[],
+            $8::int[], $9::text[], $10::text[], $11::int[], $12::int[])
+        AS o(id, claimed_at, status, charge, delay_us, last_attempt_at, attempted,
+            response_status, response_body, error_message, attempt, duration_ms)
+),
+written AS (
+    UPDATE public.webhook_deliveries d SET
+        status = coalesce(o.status, d.status),
+        attempts = d.attempts + o.charge,
+        last_attempt_at = o.last_attempt_at,
+        -- later than last_attempt_at whatever the clocks do: a recorded failure is no lease
+        next_retry_at = CASE WHEN o.delay_us IS NULL THEN d.next_retry_at
+            ELSE greatest(c.now, o.last_attempt_at + interval '1 microsecond') + o.delay_us * interval '1 microsecond' END,
+        response_status = CASE WHEN o.attempted THEN o.response_status ELSE d.response_status END,
+        response_body = CASE WHEN o.attempted THEN o.response_body ELSE d.response_body END,
+        error_message = CASE WHEN o.attempted OR o.status IS NOT NULL THEN o.error_message ELSE d.error_message END,
+        delivered_at = CASE WHEN o.status = 'delivered' THEN c.now ELSE d.delivered_at END
+    FROM o CROSS JOIN clock c
+    WHERE d.id = o.id AND CASE
+        -- a fact, even when the lease was lost
+        WHEN o.status = 'delivered' THEN d.status <> 'delivered'
+        -- only while the lease is ours: nobody else has claimed or recorded since
+        ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
+            AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
+    RETURNING d.id, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message, o.attempt,
+        o.duration_ms
+),
+history AS (
+    INSERT INTO public.posthaste_attempts
+        (delivery_id, attempt, started_at, duration_ms, response_status, response_body, error_message, charged)
+    SELECT w.id, w.attempt, w.last_attempt_at, w.duration_ms, w.response_status, w.response_body, w.error_message,
+        w.charge > 0
+    FROM written w
+    WHERE w.attempt IS NOT NULL
+      -- bounded: the first ones tell how it began, the row itself tells how it is
+      AND (SELECT count(*) FROM public.posthaste_attempts h WHERE h.delivery_id = w.id) < 50
+)
+SELECT count(*) FROM written";
+
+/// Writes `outcomes` in one statement. Returns how many rows were written: fewer where a lease was lost, or where the
+/// same outcome was written before. Writing twice changes nothing.
+///
+/// # Errors
+/// After any error the connection must be dropped; the outcomes can be written again.
+pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<u64, StoreError> {
+    fn column<T>(outcomes: &[Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
+        outcomes.iter().map(of).collect()
+    }
+    // PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
+    let text = |text: &Option<String>| text.as_ref().map(|t| t.replace('\0', "\u{fffd}"));
+    let query = sqlx::query_scalar(RECORD)
+        .bind(column(outcomes, |o| o.delivery.0))
+        .bind(column(outcomes, |o| o.claimed_at))
+        .bind(column(outcomes, |o| status(o.change)))
+        .bind(column(outcomes, |o| i32::from(is_charged(o.change))))
+        .bind(column(outcomes, |o| delay_micros(o.change)))
+        .bind(column(outcomes, |o| o.last_attempt_at))
+        .bind(column(outcomes, |o| o.change == Change::Delivered || o.failed.is_some()))
+        .bind(column(outcomes, |o| o.response_status.map(i32::from)))
+        .bind(column(outcomes, |o| text(&o.response_body)))
+        .bind(column(outcomes, |o| text(&o.error_message)))
+        .bind(column(outcomes, |o| o.failed.map(|f| f.number as i32)))
+        .bind(column(outcomes, |o| o.failed.map(|f| f.duration.as_millis().min(i32::MAX as u128) as i32)));
+    let written: i64 = in_time(query.fetch_one(connection)).await?;
+    Ok(written as u64)
+}
+
+fn status(change: Change) -> Option<&'static str> {
+    match change {
+        Change::Delivered => Some("delivered"),
+        Change::Failed { .. } => Some("failed"),
+        Change::Dead { .. } => Some("dead"),
+        Change::Postponed { .. } | Change::GivenBack => None,
+    }
+}
+
+fn is_charged(change: Change) -> bool {
+    matches!(change, Change::Delivered | Change::Failed { .. } | Change::Dead { charged: true })
+}
+
+fn delay_micros(change: Change) -> Option<i64> {
+    match change {
+        Change::Failed { delay } | Change::Postponed { delay } => Some(delay.as_micros() as i64),
+        Change::Delivered | Change::Dead { .. } | Change::GivenBack => None,
+    }
+}

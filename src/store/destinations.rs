@@ -1,0 +1,241 @@
+//! Destinations with their settings and state: reading them, noticing changes, and the few things that the
+//! dispatcher writes about them.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgExecutor, PgRow};
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::{StoreError, in_time};
+use crate::model::{DbTime, Destination, DestinationId, OrgId, RetryPolicy, Secret, Settings};
+use crate::policy::health::Saved;
+
+/// A destination as the dispatcher needs it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The destination.
+    pub destination: Destination,
+    /// What is remembered of its health.
+    pub saved: Saved,
+    /// Changes whenever the row or its settings change.
+    pub version: i64,
+}
+
+/// What a poll finds out about one enabled destination.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Which.
+    pub destination: DestinationId,
+    /// As [`Loaded::version`].
+    pub version: i64,
+    /// Whether anything may be due: a hint, leases are not looked at.
+    pub due: bool,
+}
+
+/// The versions of a row and its settings: the transactions that wrote them last.
+macro_rules! version {
+    () => {
+        "(w.xmin::text::bigint << 31 # coalesce(s.xmin::text::bigint, 0))"
+    };
+}
+
+const LOAD: &str = concat!(
+    "SELECT w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config, w.batch_size,
+        w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
+        s.destination_id IS NOT NULL AS has_settings, s.payload_format, s.format_options::text AS format_options,
+        s.rate_limit_per_second, s.rate_limit_burst, s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
+        s.extra_headers::text AS extra_headers, s.signature_scheme, s.signature_header, s.previous_signing_secret,
+        s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key, s.tls_ca,
+        t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at, ",
+    version!(),
+    " AS version
+    FROM public.webhook_destinations w
+    LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+    LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
+    WHERE w.enabled AND ($1::uuid[] IS NULL OR w.id = ANY($1))"
+);
+
+/// Reads all enabled destinations, or those of `ids` that are enabled.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn load(db: impl PgExecutor<'_>, ids: Option<&[DestinationId]>) -> Result<Vec<Loaded>, StoreError> {
+    let ids = ids.map(|ids| ids.iter().map(|id| id.0).collect::<Vec<Uuid>>());
+    let rows = in_time(sqlx::query(AssertSqlSafe(LOAD)).bind(ids).fetch_all(db)).await?;
+    Ok(rows.iter().map(read_loaded).collect::<Result<_, _>>()?)
+}
+
+fn read_loaded(row: &PgRow) -> Result<Loaded, sqlx::Error> {
+    let secret = |column: &str| row.try_get::<Option<String>, _>(column).map(|s| s.map(Secret::new));
+    let destination = Destination {
+        id: DestinationId(row.try_get("id")?),
+        org: OrgId(row.try_get("org_id")?),
+        url: row.try_get("url")?,
+        auth_type: row.try_get("auth_type")?,
+        auth_config: Secret::new(row.try_get::<String, _>("auth_config")?),
+        batch_size: row.try_get::<i32, _>("batch_size")?.max(1) as u32,
+        timeout: Duration::from_millis(row.try_get::<i32, _>("timeout_ms")?.max(1) as u64),
+        retry: RetryPolicy {
+            max: row.try_get::<i32, _>("retry_max")?.max(0) as u32,
+            backoff: Duration::from_millis(row.try_get::<i32, _>("retry_backoff_ms")?.max(0) as u64),
+        },
+        signing_secret: secret("signing_secret")?,
+        settings: if row.try_get("has_settings")? { read_settings(row)? } else { Settings::default() },
+    };
+    let saved = Saved {
+        paused_until: row.try_get("paused_until")?,
+        tripped_at: row.try_get("tripped_at")?,
+        next_probe_at: row.try_get("next_probe_at")?,
+        failing_since: row.try_get("failing_since")?,
+        last_success_at: row.try_get("last_success_at")?,
+    };
+    Ok(Loaded { destination, saved, version: row.try_get("version")? })
+}
+
+fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
+    let count = |column: &str| row.try_get::<Option<i32>, _>(column).map(|n| n.map(|n| n.max(0) as u32));
+    let secret = |column: &str| row.try_get::<Option<String>, _>(column).map(|s| s.map(Secret::new));
+    let default = Settings::default();
+    Ok(Settings {
+        payload_format: row.try_get("payload_format")?,
+        format_options: row.try_get::<Option<_>, _>("format_options")?.unwrap_or(default.format_options),
+        rate_limit_per_second: row.try_get("rate_limit_per_second")?,
+        rate_limit_burst: count("rate_limit_burst")?,
+        max_in_flight: count("max_in_flight")?,
+        ordered: row.try_get::<Option<_>, _>("ordered")?.unwrap_or(false),
+        batch_wait: Duration::from_millis(u64::from(count("batch_wait_ms")?.unwrap_or(0))),
+        max_age: count("max_age_seconds")?.map(|s| Duration::from_secs(u64::from(s))),
+        extra_headers: secret("extra_headers")?.unwrap_or(default.extra_headers),
+        signature_scheme: row.try_get("signature_scheme")?,
+        signature_header: row.try_get("signature_header")?,
+        previous_signing_secret: secret("previous_signing_secret")?,
+        previous_secret_expires_at: row.try_get("previous_secret_expires_at")?,
+        gzip: row.try_get::<Option<_>, _>("gzip")?.unwrap_or(false),
+        tls_client_cert: row.try_get("tls_client_cert")?,
+        tls_client_key: secret("tls_client_key")?,
+        tls_ca: row.try_get("tls_ca")?,
+    })
+}
+
+const POLL: &str = concat!(
+    "SELECT w.id, ",
+    version!(),
+    ",
+        EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+            AND d.status IN ('pending', 'failed') AND d.next_retry_at <= timezone('UTC', clock_timestamp()))
+        OR EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+            AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL)
+    FROM public.webhook_destinations w
+    LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+    WHERE w.enabled"
+);
+
+/// Looks at every enabled destination: has it changed, is anything due?
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn poll(db: impl PgExecutor<'_>) -> Result<Vec<Seen>, StoreError> {
+    let rows: Vec<(Uuid, i64, bool)> = in_time(sqlx::query_as(AssertSqlSafe(POLL)).fetch_all(db)).await?;
+    let seen = |(id, version, due)| Seen { destination: DestinationId(id), version, due };
+    Ok(rows.into_iter().map(seen).collect())
+}
+
+const SAVE: &str = "
+WITH o AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::timestamp[], $4::timestamp[], $5::timestamp[], $6::timestamp[])
+        AS o(destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
+),
+cleared AS (
+    -- why a destination was disabled is not ours to forget: enabling it does that
+    DELETE FROM public.posthaste_destination_state t USING o
+    WHERE t.destination_id = o.destination_id AND t.disabled_at IS NULL
+      AND o.paused_until IS NULL AND o.tripped_at IS NULL AND o.failing_since IS NULL
+)
+INSERT INTO public.posthaste_destination_state
+    (destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
+SELECT o.* FROM o
+-- a destination deleted meanwhile has no state
+JOIN public.webhook_destinations w ON w.id = o.destination_id
+WHERE o.paused_until IS NOT NULL OR o.tripped_at IS NOT NULL OR o.failing_since IS NOT NULL
+ON CONFLICT (destination_id) DO UPDATE SET
+    paused_until = excluded.paused_until, tripped_at = excluded.tripped_at, next_probe_at = excluded.next_probe_at,
+    failing_since = excluded.failing_since, last_success_at = excluded.last_success_at";
+
+/// Writes what is to be remembered of each destination; the last one counts where a destination comes twice.
+///
+/// # Errors
+/// Whatever the database says; writing again is harmless.
+pub async fn save(db: impl PgExecutor<'_>, states: &[(DestinationId, Saved)]) -> Result<(), StoreError> {
+    let latest: std::collections::BTreeMap<_, _> = states.iter().copied().collect();
+    let column = |of: fn(&Saved) -> Option<DbTime>| latest.values().map(of).collect::<Vec<_>>();
+    let query = sqlx::query(SAVE)
+        .bind(latest.keys().map(|id| id.0).collect::<Vec<_>>())
+        .bind(column(|s| s.paused_until))
+        .bind(column(|s| s.tripped_at))
+        .bind(column(|s| s.next_probe_at))
+        .bind(column(|s| s.failing_since))
+        .bind(column(|s| s.last_success_at));
+    in_time(query.execute(db)).await?;
+    Ok(())
+}
+
+const DISABLE: &str = "
+WITH disabled AS (
+    UPDATE public.webhook_destinations
+    SET enabled = false, updated_at = timezone('UTC', clock_timestamp())
+    WHERE id = $1 AND enabled RETURNING id
+)
+INSERT INTO public.posthaste_destination_state (destination_id, disabled_at, disabled_reason)
+SELECT id, timezone('UTC', clock_timestamp()), $2 FROM disabled
+ON CONFLICT (destination_id) DO UPDATE
+    SET disabled_at = excluded.disabled_at, disabled_reason = excluded.disabled_reason";
+
+/// Disables a destination and records why. Its deliveries stay. Returns whether it was enabled before.
+///
+/// # Errors
+/// Whatever the database says; disabling again changes nothing.
+pub async fn disable(
+    db: impl PgExecutor<'_>,
+    destination: DestinationId,
+    reason: &str,
+) -> Result<bool, StoreError> {
+    let done = in_time(sqlx::query(DISABLE).bind(destination.0).bind(reason).execute(db)).await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// An operational event: something that an organization may want to know about its own deliveries.
+#[derive(Clone, Debug)]
+pub struct OperationalEvent {
+    /// Whose.
+    pub org: OrgId,
+    /// `webhook.destination.disabled`, `webhook.destination.tripped` or `webhook.delivery.dead`.
+    pub event_type: &'static str,
+    /// A sentence for people.
+    pub content: String,
+    /// JSON text of the payload.
+    pub payload: String,
+}
+
+/// The category of operational events; events of this category never create further ones.
+pub const OPERATIONAL_CATEGORY: &str = "webhook";
+
+const ANNOUNCE: &str = "
+INSERT INTO public.activity_logs (org_id, event_type, event_category, content, payload)
+SELECT o.org_id, o.event_type, $5, o.content, o.payload::jsonb
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS o(org_id, event_type, content, payload)";
+
+/// Writes operational events. An application's table may refuse them, or lack a column: best effort.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn announce(db: impl PgExecutor<'_>, events: &[OperationalEvent]) -> Result<(), StoreError> {
+    let query = sqlx::query(ANNOUNCE)
+        .bind(events.iter().map(|e| e.org.0).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.event_type).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.content.as_str()).collect::<Vec<_>>())
+        .bind(events.iter().map(|e| e.payload.as_str()).collect::<Vec<_>>())
+        .bind(OPERATIONAL_CATEGORY);
+    in_time(query.execute(db)).await?;
+    Ok(())
+}

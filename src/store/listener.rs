@@ -1,0 +1,100 @@
+//! Notifications: hints that make the dispatcher look again at once instead of at the next poll.
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgListener, PgPool};
+
+use super::StoreError;
+use crate::model::DestinationId;
+
+/// Deliveries were created.
+pub const WAKE_CHANNEL: &str = "posthaste_wake";
+/// A destination or its settings changed.
+pub const CONFIG_CHANNEL: &str = "posthaste_config";
+/// How often a silent connection is asked whether it still lives.
+const LIVENESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where to look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// At these destinations.
+    At(Vec<DestinationId>),
+    /// Everywhere.
+    Everywhere,
+}
+
+/// A hint. It says where to look, never what is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// There may be deliveries.
+    Wake(Where),
+    /// Destinations or settings may have changed.
+    Config(Where),
+}
+
+/// A connection that listens.
+pub struct Listener {
+    listener: PgListener,
+}
+
+impl Listener {
+    /// Starts to listen. Whatever was notified before is lost: look everywhere once.
+    ///
+    /// # Errors
+    /// Whatever the database says.
+    pub async fn connect(pool: &PgPool) -> Result<Listener, StoreError> {
+        super::in_time(async {
+            let mut listener = PgListener::connect_with(pool).await?;
+            listener.eager_reconnect(false);
+            listener.ignore_pool_close_event(true);
+            listener.listen_all([WAKE_CHANNEL, CONFIG_CHANNEL]).await?;
+            Ok(Listener { listener })
+        })
+        .await
+    }
+
+    /// Waits for the next hint.
+    ///
+    /// # Errors
+    /// When the connection is gone; connect again, and look everywhere.
+    pub async fn next(&mut self) -> Result<Hint, StoreError> {
+        loop {
+            match tokio::time::timeout(LIVENESS_INTERVAL, self.listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => {
+                    let place = parse(notification.payload());
+                    return Ok(match notification.channel() {
+                        CONFIG_CHANNEL => Hint::Config(place),
+                        _ => Hint::Wake(place),
+                    });
+                }
+                Ok(Ok(None)) => return Err(StoreError::Timeout),
+                Ok(Err(error)) => return Err(error.into()),
+                // A link that is dead in one direction only would be waited for for ever.
+                Err(_) => {
+                    super::in_time(sqlx::query("SELECT 1").execute(&mut self.listener)).await?;
+                }
+            }
+        }
+    }
+}
+
+/// A payload is a comma-separated list of destinations; whatever else it is means everywhere.
+fn parse(payload: &str) -> Where {
+    let ids: Result<Vec<_>, _> = payload.split(',').map(|id| id.parse().map(DestinationId)).collect();
+    ids.map_or(Where::Everywhere, Where::At)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_is_no_list_of_ids_means_everywhere() {
+        assert_eq!(parse("*"), Where::Everywhere);
+        assert_eq!(parse(""), Where::Everywhere);
+        let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
+        let ids = vec![DestinationId(id.parse().expect("a uuid")); 2];
+        assert_eq!(parse(&format!("{id},{id}")), Where::At(ids));
+        assert_eq!(parse(&format!("{id},x")), Where::Everywhere);
+    }
+}
