@@ -1,1 +1,130 @@
-//! To be written.
+//! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with one
+//! exception: a kept-alive connection that turns out to be dead is replaced at once (see [`wire`]).
+//!
+//! ```text
+//!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature
+//!                 │                      │
+//!                 ▼                      ▼
+//!               Fault                 pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ wire
+//! ```
+//!
+//! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`] belongs to
+//! one destination's actor and owns its connections, so no destination can use up those of another.
+
+mod answer;
+mod auth;
+mod connector;
+mod explain;
+mod headers;
+mod lookup;
+mod network;
+mod pool;
+mod target;
+mod wire;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use self::connector::Dialer;
+use self::explain::Failure;
+use self::pool::Pool;
+use crate::clock;
+use crate::model::{Answer, Attempt, DbTime, Delivery};
+
+pub use self::answer::{KEPT_BODY_BYTES, READ_BODY_BYTES};
+pub use self::network::{Network, NetworkError};
+pub use self::target::{Fault, Target};
+
+/// One request to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// What it carries: one delivery, or several when `batch` is true.
+    pub deliveries: &'a [Delivery],
+    /// Whether the body is a batch, even around a single event.
+    pub batch: bool,
+    /// 1-based: charged attempts so far plus one. Goes into `posthaste-attempt` of single events.
+    pub attempt_number: u32,
+    /// Now, by the database's clock.
+    pub started_at: DbTime,
+}
+
+/// Makes the requests of one destination, over its own connections. Not `Send`: it lives where its actor lives.
+///
+/// Idle it is small: an HTTP client is made with the first request, and dropped with its connections when nothing
+/// was sent for a while.
+pub struct Sender {
+    target: Target,
+    pool: Rc<Pool>,
+}
+
+impl Sender {
+    /// A sender for `target`. Costs no connection yet.
+    pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
+        let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
+        let pool = Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers));
+        Sender { target, pool }
+    }
+
+    /// The target it was made of.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Makes one request and says what came of it. Never takes longer than the destination's timeout, and may be
+    /// dropped at any time.
+    pub async fn attempt(&self, request: Request<'_>) -> Attempt {
+        let began = clock::now();
+        let answer = self.exchange(request, began).await;
+        let duration = clock::now().saturating_duration_since(began);
+        Attempt { started_at: request.started_at, duration, answer }
+    }
+
+    async fn exchange(&self, request: Request<'_>, began: Instant) -> Answer {
+        let deadline = tokio::time::Instant::from_std(began + self.target.timeout);
+        let _in_flight = self.pool.enter();
+        let events = request.deliveries.iter().map(|delivery| &*delivery.event);
+        let body = self.target.format.body(request.batch, events);
+        let head = match tokio::time::timeout_at(deadline, self.send(request, body)).await {
+            Err(_) => return Answer::Failed(answer::timed_out(self.target.timeout)),
+            Ok(Err(answer)) => return answer,
+            Ok(Ok(head)) => head,
+        };
+        if head.status().is_informational() {
+            // The real answer would still follow on that connection, and be taken for the next request's.
+            self.pool.clear();
+            let status = head.status().as_u16();
+            return Answer::Failed(format!("the receiver answered with the interim status {status}"));
+        }
+        answer::read(head, deadline, self.target.timeout).await
+    }
+
+    async fn send(&self, request: Request<'_>, body: Bytes) -> Result<awc::ClientResponse, Answer> {
+        let headers = headers::of_request(&self.target, request, &body);
+        let first = match self.pool.send(headers.clone(), body.clone()) {
+            Ok(sent) => sent.await,
+            Err(error) => Err(error),
+        };
+        let failure = match first {
+            Ok(head) => return Ok(head),
+            Err(error) => explain::send(error),
+        };
+        let failure = match failure {
+            Failure::Stale => match self.pool.send_fresh(headers, body) {
+                Ok(sent) => match sent.await {
+                    Ok(head) => return Ok(head),
+                    Err(error) => explain::send(error),
+                },
+                Err(error) => explain::send(error),
+            },
+            other => other,
+        };
+        Err(match failure {
+            Failure::Ours(message) => Answer::OurFault(message),
+            Failure::Theirs(message) => Answer::Failed(message),
+            Failure::Stale => Answer::Failed("the connection was closed before the answer".into()),
+        })
+    }
+}

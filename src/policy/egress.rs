@@ -1,1 +1,470 @@
-//! To be written.
+//! Where Posthaste may connect to: public unicast addresses, and whatever `POSTHASTE_ALLOW_NETWORKS` opens.
+//!
+//! [`Rules::check_url`] judges what can be known from the text of a URL; [`Rules::check_addr`] judges an address
+//! right before it is connected to, whatever name led there. Only the second one protects: a name may resolve to
+//! anything, at any time.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use url::{Host, Url};
+
+/// The egress rules of this process.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Networks that are opened on purpose. An IPv4 network opens its IPv4-mapped form as well.
+    pub allow: Vec<IpNet>,
+    /// Whether `http` is refused.
+    pub https_only: bool,
+}
+
+/// Which rule refused an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rule {
+    /// This machine.
+    #[error("loopback")]
+    Loopback,
+    /// RFC 1918.
+    #[error("private network")]
+    Private,
+    /// This link; cloud metadata services live here.
+    #[error("link-local")]
+    LinkLocal,
+    /// RFC 6598, the inside of a provider's network.
+    #[error("carrier-grade NAT")]
+    CarrierGradeNat,
+    /// RFC 4193, private networks of IPv6.
+    #[error("unique-local")]
+    UniqueLocal,
+    /// What unique-local replaced.
+    #[error("site-local")]
+    SiteLocal,
+    /// No single receiver.
+    #[error("multicast")]
+    Multicast,
+    /// No address at all; systems take it for their own.
+    #[error("unspecified")]
+    Unspecified,
+    /// Everybody on the link.
+    #[error("broadcast")]
+    Broadcast,
+    /// Only for texts.
+    #[error("documentation")]
+    Documentation,
+    /// Only for measurements.
+    #[error("benchmarking")]
+    Benchmarking,
+    /// Not (or no longer) assigned as public unicast.
+    #[error("reserved")]
+    Reserved,
+}
+
+/// Why a URL or an address is not connected to. Repeats no part of a URL that could hold a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The text is no URL.
+    #[error("the URL cannot be used: {0}; it should look like https://example.com/path")]
+    Malformed(String),
+    /// Neither `http` nor `https`.
+    #[error("the URL's scheme {0:?} is refused: only http and https")]
+    Scheme(String),
+    /// `http` although only `https` is wanted.
+    #[error("http is refused: POSTHASTE_HTTPS_ONLY is set, use https")]
+    HttpsOnly,
+    /// `https://user:password@host/`.
+    #[error("user name and password in the URL are refused: use auth_type basic")]
+    Userinfo,
+    /// An address that a rule forbids; `via` tells the IPv4 address inside it that the rule is about.
+    #[error(
+        "address {addr} is refused: {rule}{} (POSTHASTE_ALLOW_NETWORKS opens networks on purpose)",
+        via(.embedded)
+    )]
+    Address {
+        /// The address.
+        addr: IpAddr,
+        /// The rule.
+        rule: Rule,
+        /// The IPv4 address embedded in it, when the rule is about that one.
+        embedded: Option<Ipv4Addr>,
+    },
+    /// A name that never leads anywhere else than to this machine.
+    #[error("host {0:?} is refused: loopback (POSTHASTE_ALLOW_NETWORKS opens networks on purpose)")]
+    LocalName(String),
+}
+
+fn via(embedded: &Option<Ipv4Addr>) -> String {
+    embedded.map(|v4| format!(", as it embeds {v4}")).unwrap_or_default()
+}
+
+impl Rules {
+    /// Judges everything that can be known from the text of a URL.
+    ///
+    /// Literal addresses are recognised in every spelling that a URL allows (decimal, octal, hexadecimal, short,
+    /// with a trailing dot), as the URL standard reduces them all to an address.
+    ///
+    /// # Errors
+    /// The first rule that refuses it.
+    pub fn check_url(&self, text: &str) -> Result<Url, Refusal> {
+        // The URL standard silently drops tabs and line breaks; what is sent should be what is written.
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(Refusal::Malformed("it contains whitespace or a control character".into()));
+        }
+        let mut url = Url::parse(text).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        match url.scheme() {
+            "https" => {}
+            "http" if self.https_only => return Err(Refusal::HttpsOnly),
+            "http" => {}
+            other => return Err(Refusal::Scheme(other.to_owned())),
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Refusal::Userinfo);
+        }
+        if url.port() == Some(0) {
+            return Err(Refusal::Malformed("port 0 cannot be connected to".into()));
+        }
+        match url.host() {
+            None => return Err(Refusal::Malformed("it has no host".into())),
+            Some(Host::Ipv4(addr)) => self.check_addr(addr.into())?,
+            Some(Host::Ipv6(addr)) => self.check_addr(addr.into())?,
+            Some(Host::Domain(name)) => self.check_name(name)?,
+        }
+        url.set_fragment(None);
+        Ok(url)
+    }
+
+    /// Judges an address that is about to be connected to.
+    ///
+    /// # Errors
+    /// The rule that refuses it.
+    pub fn check_addr(&self, addr: IpAddr) -> Result<(), Refusal> {
+        let Some((rule, embedded)) = refused(addr) else { return Ok(()) };
+        let mapped = match addr {
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
+        if self.allow.iter().any(|net| net.contains(&addr) || mapped.is_some_and(|v4| net.contains(&v4))) {
+            return Ok(());
+        }
+        Err(Refusal::Address { addr, rule, embedded })
+    }
+
+    /// `localhost` and names below it are this machine by definition (RFC 6761); other names have to be looked up.
+    fn check_name(&self, name: &str) -> Result<(), Refusal> {
+        let bare = name.strip_suffix('.').unwrap_or(name);
+        if bare.is_empty() {
+            return Err(Refusal::Malformed("it has no host".into()));
+        }
+        let local = bare == "localhost" || bare.ends_with(".localhost");
+        let loopbacks = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        if local && loopbacks.into_iter().all(|addr| self.check_addr(addr).is_err()) {
+            return Err(Refusal::LocalName(name.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// The rule that refuses `addr`, were nothing allowed, and the IPv4 address inside that it is about.
+fn refused(addr: IpAddr) -> Option<(Rule, Option<Ipv4Addr>)> {
+    match addr {
+        IpAddr::V4(v4) => refused_v4(v4).map(|rule| (rule, None)),
+        IpAddr::V6(v6) => {
+            let embedded = embedded_v4(v6).into_iter().flatten();
+            let inner = embedded.filter_map(|v4| Some((refused_v4(v4)?, Some(v4)))).next();
+            // ::1 and :: have the shape of IPv4-compatible addresses; their own names are the better ones.
+            match (refused_v6(v6), inner) {
+                (Some(rule @ (Rule::Loopback | Rule::Unspecified)), _) => Some((rule, None)),
+                (_, Some(inner)) => Some(inner),
+                (own, None) => own.map(|rule| (rule, None)),
+            }
+        }
+    }
+}
+
+/// Blocks of IPv4 that are not public unicast (IANA special-purpose registry), the first match names the rule.
+const REFUSED_V4: [([u8; 4], u32, Rule); 17] = [
+    ([255, 255, 255, 255], 32, Rule::Broadcast),
+    ([0, 0, 0, 0], 8, Rule::Unspecified),
+    ([10, 0, 0, 0], 8, Rule::Private),
+    ([172, 16, 0, 0], 12, Rule::Private),
+    ([192, 168, 0, 0], 16, Rule::Private),
+    ([100, 64, 0, 0], 10, Rule::CarrierGradeNat),
+    ([127, 0, 0, 0], 8, Rule::Loopback),
+    ([169, 254, 0, 0], 16, Rule::LinkLocal),
+    ([192, 0, 0, 0], 24, Rule::Reserved),
+    ([192, 0, 2, 0], 24, Rule::Documentation),
+    ([198, 51, 100, 0], 24, Rule::Documentation),
+    ([203, 0, 113, 0], 24, Rule::Documentation),
+    ([233, 252, 0, 0], 24, Rule::Documentation),
+    ([192, 88, 99, 0], 24, Rule::Reserved),
+    ([198, 18, 0, 0], 15, Rule::Benchmarking),
+    ([224, 0, 0, 0], 4, Rule::Multicast),
+    ([240, 0, 0, 0], 4, Rule::Reserved),
+];
+
+fn refused_v4(addr: Ipv4Addr) -> Option<Rule> {
+    let bits = addr.to_bits();
+    let within = |base: [u8; 4], prefix: u32| (bits ^ u32::from_be_bytes(base)) >> (32 - prefix) == 0;
+    REFUSED_V4.iter().find(|(base, prefix, _)| within(*base, *prefix)).map(|(_, _, rule)| *rule)
+}
+
+/// Blocks of IPv6 that are not public unicast, as (first two groups, prefix up to 32 bits).
+const REFUSED_V6: [(u32, u32, Rule); 9] = [
+    (0xfc00_0000, 7, Rule::UniqueLocal),
+    (0xfe80_0000, 10, Rule::LinkLocal),
+    (0xfec0_0000, 10, Rule::SiteLocal),
+    (0xff00_0000, 8, Rule::Multicast),
+    (0x2001_0002, 32, Rule::Benchmarking),
+    (0x2001_0db8, 32, Rule::Documentation),
+    (0x3fff_0000, 20, Rule::Documentation),
+    (0x2001_0000, 23, Rule::Reserved),
+    (0x3ffe_0000, 16, Rule::Reserved),
+];
+
+fn refused_v6(addr: Ipv6Addr) -> Option<Rule> {
+    if addr.is_unspecified() {
+        return Some(Rule::Unspecified);
+    }
+    if addr.is_loopback() {
+        return Some(Rule::Loopback);
+    }
+    // Mapped addresses and NAT64 (the way out of a network without IPv4) are what the IPv4 inside them is.
+    if addr.to_ipv4_mapped().is_some() || is_nat64(addr) || is_teredo(addr) {
+        return None;
+    }
+    let head = (addr.to_bits() >> 96) as u32;
+    let within = |base: u32, prefix: u32| (head ^ base) >> (32 - prefix) == 0;
+    if let Some((_, _, rule)) = REFUSED_V6.iter().find(|(base, prefix, _)| within(*base, *prefix)) {
+        return Some(*rule);
+    }
+    // Everything that is global unicast today lies in 2000::/3.
+    (!within(0x2000_0000, 3)).then_some(Rule::Reserved)
+}
+
+fn is_nat64(addr: Ipv6Addr) -> bool {
+    addr.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]
+}
+
+fn is_teredo(addr: Ipv6Addr) -> bool {
+    addr.segments()[..2] == [0x2001, 0]
+}
+
+/// The IPv4 addresses that a packet to `addr` may come out at.
+fn embedded_v4(addr: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+    let groups = addr.segments();
+    let bits = addr.to_bits();
+    let last = Ipv4Addr::from_bits(bits as u32);
+    let second = Ipv4Addr::from_bits((bits >> 64) as u32);
+    if is_teredo(addr) {
+        // The server, and the client, whose address is stored inverted.
+        return [Some(second), Some(Ipv4Addr::from_bits(!(bits as u32)))];
+    }
+    if groups[0] == 0x2002 {
+        return [Some(Ipv4Addr::from_bits((bits >> 80) as u32)), isatap(groups).then_some(last)];
+    }
+    // Compatible ::/96, mapped ::ffff:0:0/96, translated ::ffff:0:0:0/96.
+    let low = groups[..4] == [0; 4] && matches!(groups[4..6], [0, 0] | [0, 0xffff] | [0xffff, 0]);
+    let nat64 = is_nat64(addr) || groups[..3] == [0x64, 0xff9b, 1];
+    [(low || nat64 || isatap(groups)).then_some(last), None]
+}
+
+/// An interface identifier of ISATAP, which tunnels to the IPv4 address in the last four bytes.
+fn isatap(groups: [u16; 8]) -> bool {
+    groups[4] & !0x0200 == 0 && groups[5] == 0x5efe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn open(networks: &[&str]) -> Rules {
+        Rules { allow: networks.iter().map(|n| n.parse().unwrap()).collect(), https_only: false }
+    }
+
+    #[test]
+    fn each_refused_address_names_its_rule() {
+        let table = [
+            ("127.0.0.1", "loopback"),
+            ("127.255.255.254", "loopback"),
+            ("::1", "loopback"),
+            ("0.0.0.0", "unspecified"),
+            ("0.1.2.3", "unspecified"),
+            ("::", "unspecified"),
+            ("10.0.0.1", "private network"),
+            ("172.16.0.1", "private network"),
+            ("172.31.255.255", "private network"),
+            ("192.168.1.1", "private network"),
+            ("169.254.169.254", "link-local"),
+            ("fe80::1", "link-local"),
+            ("febf::1", "link-local"),
+            ("fec0::1", "site-local"),
+            ("100.64.0.1", "carrier-grade NAT"),
+            ("100.127.255.255", "carrier-grade NAT"),
+            ("fc00::1", "unique-local"),
+            ("fd12:3456::1", "unique-local"),
+            ("224.0.0.1", "multicast"),
+            ("ff02::1", "multicast"),
+            ("255.255.255.255", "broadcast"),
+            ("192.0.2.1", "documentation"),
+            ("198.51.100.7", "documentation"),
+            ("203.0.113.9", "documentation"),
+            ("2001:db8::1", "documentation"),
+            ("3fff::1", "documentation"),
+            ("198.19.255.255", "benchmarking"),
+            ("2001:2::1", "benchmarking"),
+            ("192.0.0.8", "reserved"),
+            ("192.88.99.1", "reserved"),
+            ("240.0.0.1", "reserved"),
+            ("100::1", "reserved"),
+            ("2001:20::1", "reserved"),
+            ("64:ff9b:1::8.8.8.8", "reserved"),
+            ("::8.8.8.8", "reserved"),
+            ("4000::1", "reserved"),
+            ("::ffff:127.0.0.1", "loopback, as it embeds 127.0.0.1"),
+            ("::127.0.0.1", "loopback, as it embeds 127.0.0.1"),
+            ("64:ff9b::10.0.0.1", "private network, as it embeds 10.0.0.1"),
+            ("64:ff9b:1::10.0.0.1", "private network, as it embeds 10.0.0.1"),
+            ("2002:7f00:1::1", "loopback, as it embeds 127.0.0.1"),
+            ("2001:0:7f00:1::f7f7:f7f7", "loopback, as it embeds 127.0.0.1"),
+            ("2001:0:808:808::80ff:fffe", "loopback, as it embeds 127.0.0.1"),
+            ("2600::5efe:192.168.0.1", "private network, as it embeds 192.168.0.1"),
+            ("2600::200:5efe:192.168.0.1", "private network, as it embeds 192.168.0.1"),
+        ];
+        for (addr, rule) in table {
+            let refusal = Rules::default().check_addr(addr.parse().unwrap()).expect_err(addr).to_string();
+            assert!(refusal.contains(&format!("is refused: {rule} (")), "{addr}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn public_addresses_are_let_through() {
+        for addr in [
+            "8.8.8.8",
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "198.20.0.1",
+            "2606:4700::1111",
+            "2a00:1450::1",
+        ]
+        .into_iter()
+        .chain([
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+            "2001:0:808:808::f7f7:f7f7",
+        ]) {
+            assert_eq!(Rules::default().check_addr(addr.parse().unwrap()), Ok(()), "{addr}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_network_opens_itself_and_its_mapped_form_only() {
+        let rules = open(&["10.0.0.0/8", "::1/128"]);
+        for (addr, let_through) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("::1", true),
+            ("127.0.0.1", false),
+            ("64:ff9b::10.1.2.3", false),
+            ("2002:a01:203::1", false),
+            ("192.168.0.1", false),
+        ] {
+            assert_eq!(rules.check_addr(addr.parse().unwrap()).is_ok(), let_through, "{addr}");
+        }
+    }
+
+    #[test]
+    fn urls_are_refused_with_the_reason() {
+        let table = [
+            ("", "cannot be used"),
+            ("example.com", "cannot be used"),
+            ("http://", "cannot be used"),
+            ("https:///path", "refused"),
+            ("http://exa\nmple.com/", "control character"),
+            (" https://example.com/", "whitespace"),
+            ("https://example.com:0/", "port 0"),
+            ("https://example.com:99999/", "cannot be used"),
+            ("http://./", "no host"),
+            ("ftp://example.com/", "only http and https"),
+            ("file:///etc/passwd", "only http and https"),
+            ("javascript:alert(1)", "only http and https"),
+            ("https://user:hunter2@example.com/", "auth_type basic"),
+            ("https://user@example.com/", "auth_type basic"),
+            ("https://:hunter2@example.com/", "auth_type basic"),
+            ("http://127.0.0.1/", "loopback"),
+            ("http://127.0.0.1./", "loopback"),
+            ("http://127.1/", "loopback"),
+            ("http://2130706433/", "loopback"),
+            ("http://017700000001/", "loopback"),
+            ("http://0x7f000001/", "loopback"),
+            ("http://0x7f.1/", "loopback"),
+            ("http://0177.0.0.1/", "loopback"),
+            ("http://%31%32%37.0.0.1/", "loopback"),
+            ("http://127。0。0。1/", "loopback"),
+            ("http://0/", "unspecified"),
+            ("http://169.254.169.254/latest/meta-data", "link-local"),
+            ("http://[::1]/", "loopback"),
+            ("http://[::ffff:127.0.0.1]/", "loopback"),
+            ("http://[::ffff:7f00:1]/", "loopback"),
+            ("http://[fe80::1%25eth0]/", "cannot be used"),
+            ("http://localhost/", "loopback"),
+            ("http://LOCALHOST./", "loopback"),
+            ("http://a.localhost:8080/", "loopback"),
+        ];
+        for (url, reason) in table {
+            let rules = Rules::default();
+            let outcome = rules.check_url(url);
+            // The empty authority of a special scheme is skipped by the URL standard: the path becomes the host.
+            if url == "https:///path" {
+                assert_eq!(outcome.unwrap().host_str(), Some("path"));
+                continue;
+            }
+            let refusal = outcome.expect_err(url).to_string();
+            assert!(refusal.contains(reason), "{url}: {refusal}");
+            assert!(!refusal.contains("hunter2"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn https_only_refuses_http() {
+        let rules = Rules { https_only: true, ..Rules::default() };
+        assert_eq!(rules.check_url("http://example.com/"), Err(Refusal::HttpsOnly));
+        assert!(rules.check_url("https://example.com/").is_ok());
+    }
+
+    #[test]
+    fn opened_names_and_good_urls_pass() {
+        assert!(open(&["127.0.0.0/8"]).check_url("http://localhost:8080/").is_ok());
+        assert!(open(&["::1/128"]).check_url("http://localhost:8080/").is_ok());
+        let url = Rules::default().check_url("https://Example.COM:8443/a?b=c#d").unwrap();
+        assert_eq!(url.as_str(), "https://example.com:8443/a?b=c");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_refused_as_ipv4_is_refused_in_every_form_that_embeds_it(bits in any::<u32>(), pick in 0usize..17) {
+            let (base, prefix, _) = REFUSED_V4[pick];
+            let mask = u32::MAX.checked_shr(prefix).unwrap_or(0);
+            let v4 = Ipv4Addr::from_bits(u32::from_be_bytes(base) | bits & mask);
+            let inner = u128::from(v4.to_bits());
+            let forms = [
+                inner,
+                0xffff << 32 | inner,
+                0xffff << 48 | inner,
+                0x0064_ff9b << 96 | inner,
+                0x0064_ff9b_0001 << 80 | inner,
+                0x2002 << 112 | inner << 80 | 1,
+                0x2001_0000 << 96 | inner << 64 | 0xf7f7_f7f7,
+                0x2001_0000 << 96 | 0x0808_0808 << 64 | u128::from(!v4.to_bits()),
+                0x2600 << 112 | 0x5efe << 32 | inner,
+                0x2600 << 112 | 0x0200_5efe << 32 | inner,
+            ];
+            prop_assert!(Rules::default().check_addr(v4.into()).is_err());
+            for form in forms {
+                let v6 = Ipv6Addr::from_bits(form);
+                prop_assert!(Rules::default().check_addr(v6.into()).is_err(), "{v6} embeds {v4}");
+            }
+        }
+    }
+}

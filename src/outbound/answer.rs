@@ -1,0 +1,102 @@
+//! Reading an answer: a bounded prefix of its body as text that PostgreSQL can store.
+
+use std::time::Duration;
+
+use actix_http::Version;
+use actix_http::error::PayloadError;
+use actix_http::header;
+use awc::ClientResponse;
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::explain;
+use crate::model::Answer;
+
+/// Bytes of a response body that are kept.
+pub const KEPT_BODY_BYTES: usize = 4 * 1024;
+/// Bytes of a response body that are read. Reading on, rather than hanging up after the kept ones, keeps the
+/// connection usable; beyond this, a new connection is cheaper.
+pub const READ_BODY_BYTES: usize = 64 * 1024;
+/// Bytes of `Retry-After` that are looked at: a date has 29.
+const RETRY_AFTER_BYTES: usize = 64;
+
+/// The message of an attempt that ran out of time.
+pub(super) fn timed_out(timeout: Duration) -> String {
+    format!("timed out after {} ms", timeout.as_millis())
+}
+
+/// Reads the body that belongs to `response`.
+pub(super) async fn read(mut response: ClientResponse, deadline: Instant, timeout: Duration) -> Answer {
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(header::RETRY_AFTER).map(|value| {
+        let bytes = value.as_bytes();
+        text(&bytes[..bytes.len().min(RETRY_AFTER_BYTES)])
+    });
+    let mut kept = Vec::new();
+    let broken = match tokio::time::timeout_at(deadline, drain(&mut response, &mut kept)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) if explain::is_closed(&error) && ends_with_connection(&response) => None,
+        Ok(Err(error)) => Some(explain::body(&error)),
+        Err(_) => Some(format!("the body of the answer {}", timed_out(timeout))),
+    };
+    Answer::Response { status, body: text(&kept), retry_after, broken }
+}
+
+async fn drain(response: &mut ClientResponse, kept: &mut Vec<u8>) -> Result<(), PayloadError> {
+    let mut seen = 0;
+    while let Some(chunk) = response.next().await {
+        let chunk = chunk?;
+        let wanted = chunk.len().min(KEPT_BODY_BYTES - kept.len());
+        kept.extend_from_slice(&chunk[..wanted]);
+        seen += chunk.len();
+        if seen > READ_BODY_BYTES {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A body without a length ends where the connection ends.
+fn ends_with_connection(response: &ClientResponse) -> bool {
+    let headers = response.headers();
+    response.version() <= Version::HTTP_10
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+}
+
+/// `bytes` as text: invalid UTF-8 replaced, NUL (which PostgreSQL cannot store) removed, and a character that was
+/// cut in two at the end left out.
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    let mut chunks = bytes.utf8_chunks().peekable();
+    while let Some(chunk) = chunks.next() {
+        text.extend(chunk.valid().split('\0'));
+        let cut = chunks.peek().is_none() && bytes.len() >= KEPT_BODY_BYTES;
+        if !chunk.invalid().is_empty() && !cut {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+    // Replacement characters are longer than what they replace.
+    let mut end = text.len().min(KEPT_BODY_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_become_text_that_can_be_stored() {
+        assert_eq!(text(b"plain"), "plain");
+        assert_eq!(text(b"a\0b\0"), "ab");
+        assert_eq!(text(b"a\xffb\xc3"), "a\u{fffd}b\u{fffd}");
+        let mut cut = vec![b'x'; KEPT_BODY_BYTES - 1];
+        cut.push(0xc3);
+        assert_eq!(text(&cut), "x".repeat(KEPT_BODY_BYTES - 1));
+        assert!(text(&[0xff; KEPT_BODY_BYTES]).len() <= KEPT_BODY_BYTES);
+    }
+}

@@ -1,0 +1,65 @@
+//! The headers that differ from request to request.
+
+use std::fmt::Write as _;
+
+use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use sha2::{Digest as _, Sha256};
+
+use super::{Request, Target};
+use crate::model::Delivery;
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const EVENT_TYPE: HeaderName = HeaderName::from_static("posthaste-event-type");
+const DELIVERY_ID: HeaderName = HeaderName::from_static("posthaste-delivery-id");
+const ATTEMPT: HeaderName = HeaderName::from_static("posthaste-attempt");
+const BATCH_SIZE: HeaderName = HeaderName::from_static("posthaste-batch-size");
+
+/// What a header cannot carry as it is, and `%` itself, so that decoding is possible.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// Headers of `request`, whose body is `body`.
+pub(super) fn of_request(target: &Target, request: Request<'_>, body: &[u8]) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    let timestamp = request.started_at.unix_seconds();
+    let id = match request.deliveries {
+        [delivery] if !request.batch => {
+            let event_type = utf8_percent_encode(&delivery.event.event_type, ENCODED).to_string();
+            headers.insert(EVENT_TYPE, ascii(event_type));
+            headers.insert(DELIVERY_ID, ascii(delivery.id.to_string()));
+            headers.insert(ATTEMPT, HeaderValue::from(request.attempt_number));
+            delivery.event.id.to_string()
+        }
+        deliveries => {
+            headers.insert(BATCH_SIZE, HeaderValue::from(deliveries.len()));
+            batch_id(deliveries)
+        }
+    };
+    if let Some(name) = &target.signature_header
+        && let Some((_, value)) = target.signer.sign(&id, timestamp, request.started_at, body)
+    {
+        headers.insert(name.clone(), ascii(value));
+    }
+    headers.insert(WEBHOOK_ID, ascii(id));
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp));
+    headers
+}
+
+/// `batch_` and the first 32 hex digits of SHA-256 over the raw bytes of each delivery's id, in order.
+fn batch_id(deliveries: &[Delivery]) -> String {
+    let mut hash = Sha256::new();
+    for delivery in deliveries {
+        hash.update(delivery.id.0.as_bytes());
+    }
+    let mut id = String::with_capacity(6 + 32);
+    id.push_str("batch_");
+    for byte in &hash.finalize()[..16] {
+        write!(id, "{byte:02x}").expect("a String takes whatever is written");
+    }
+    id
+}
+
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("ids, numbers, base64 and percent-encoded text are visible ASCII")
+}

@@ -1,0 +1,133 @@
+//! What all destinations share: the egress rules and the trusted roots. Built once, at start.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::target::Fault;
+use crate::model::Settings;
+use crate::policy::egress::Rules;
+
+/// The network as the configuration allows it. Cheap to share among threads.
+#[derive(Debug)]
+pub struct Network {
+    pub(super) rules: Arc<Rules>,
+    roots: Arc<RootCertStore>,
+    tls: Arc<ClientConfig>,
+}
+
+/// Why the network cannot be set up: a fault of the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The file of extra roots cannot be used.
+    #[error("{file}: {reason}")]
+    CaFile {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// TLS itself cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Network {
+    /// Reads the system's roots, and those in `ca_file` (PEM) on top.
+    ///
+    /// # Errors
+    /// A `ca_file` that cannot be read or holds no certificate. Missing system roots are only a warning: with
+    /// plain `http`, or with roots of its own, a destination does not need them.
+    pub fn new(rules: Rules, ca_file: Option<&Path>) -> Result<Network, NetworkError> {
+        let mut roots = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        for error in &native.errors {
+            log::warn!("a source of the system's trusted certificates cannot be used: {error}");
+        }
+        roots.add_parsable_certificates(native.certs);
+        if roots.is_empty() {
+            log::warn!(
+                "the system has no trusted certificates: https works only with POSTHASTE_CA_FILE or tls_ca"
+            );
+        }
+        if let Some(path) = ca_file {
+            let fault = |reason: String| NetworkError::CaFile { file: path.display().to_string(), reason };
+            let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+            add_roots(&mut roots, &pem).map_err(fault)?;
+        }
+        let roots = Arc::new(roots);
+        let tls = http1(builder(roots.clone())?.with_no_client_auth());
+        Ok(Network { rules: Arc::new(rules), roots, tls: Arc::new(tls) })
+    }
+
+    /// The egress rules, for checks where a destination is written.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The TLS configuration for `settings`: the shared one unless it has certificates of its own.
+    pub(super) fn tls_for(&self, settings: &Settings) -> Result<Arc<ClientConfig>, Fault> {
+        let Settings { tls_ca, tls_client_cert, tls_client_key, .. } = settings;
+        if tls_ca.is_none() && tls_client_cert.is_none() && tls_client_key.is_none() {
+            return Ok(self.tls.clone());
+        }
+        let roots = match tls_ca {
+            None => self.roots.clone(),
+            Some(pem) => {
+                let mut roots = RootCertStore::empty();
+                add_roots(&mut roots, pem.as_bytes()).map_err(|why| Fault::Tls(format!("tls_ca: {why}")))?;
+                Arc::new(roots)
+            }
+        };
+        let builder = builder(roots).map_err(|error| Fault::Tls(error.to_string()))?;
+        let config = match (tls_client_cert, tls_client_key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), Some(key)) => {
+                let chain = certificates(cert.as_bytes())
+                    .map_err(|why| Fault::Tls(format!("tls_client_cert: {why}")))?;
+                let key = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes())
+                    .map_err(|_| Fault::Tls("tls_client_key is not a private key in PEM".into()))?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| {
+                    Fault::Tls(format!("tls_client_cert and tls_client_key cannot be used: {error}"))
+                })?
+            }
+            _ => return Err(Fault::Tls("tls_client_cert and tls_client_key need each other".into())),
+        };
+        Ok(Arc::new(http1(config)))
+    }
+}
+
+type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+
+fn builder(roots: Arc<RootCertStore>) -> Result<Builder, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots))
+}
+
+fn http1(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("is not PEM: {error}"))?;
+    if certificates.is_empty() {
+        return Err("holds no certificate in PEM".into());
+    }
+    Ok(certificates)
+}
+
+fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
+    for certificate in certificates(pem)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! A destination made ready: checked once, so that an attempt has nothing left to parse.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_http::Uri;
+use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use rustls::ClientConfig;
+use url::Host;
+
+use super::auth;
+use super::network::Network;
+use crate::format::{Format, FormatFault};
+use crate::model::{DbTime, Destination};
+use crate::policy::egress::Refusal;
+use crate::policy::signature::{SignatureFault, Signer};
+
+/// What is wrong with a destination as it is written. Says what to do; holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The URL, or where it leads.
+    #[error("{0}")]
+    Url(#[from] Refusal),
+    /// `auth_type` or `auth_config`.
+    #[error("{0}")]
+    Auth(String),
+    /// A header from `auth_config`, `extra_headers` or `signature_header`.
+    #[error("{0}")]
+    Header(String),
+    /// `signing_secret` and what belongs to it.
+    #[error("{0}")]
+    Signature(#[from] SignatureFault),
+    /// `payload_format` or `format_options`.
+    #[error("{0}")]
+    Format(#[from] FormatFault),
+    /// `tls_ca`, `tls_client_cert`, `tls_client_key`.
+    #[error("{0}")]
+    Tls(String),
+    /// Something that this version does not have.
+    #[error("{0} is not available in this version")]
+    NotAvailable(&'static str),
+}
+
+/// Everything that an attempt needs to know about its destination.
+pub struct Target {
+    pub(super) endpoint: Endpoint,
+    /// Headers that are the same for every request, `host` included.
+    pub(super) headers: HeaderMap,
+    pub(super) signer: Signer,
+    /// Name of the header that `signer` fills.
+    pub(super) signature_header: Option<HeaderName>,
+    pub(super) format: Format,
+    pub(super) timeout: Duration,
+}
+
+/// Where connections go.
+#[derive(Clone)]
+pub(super) struct Endpoint {
+    /// The address as written, or the name to look up.
+    pub(super) host: Destined,
+    pub(super) port: u16,
+    /// Present for `https`.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    /// What awc is given: see [`super::pool`] for why its scheme is always `http`.
+    pub(super) uri: Uri,
+}
+
+/// A host of a URL.
+#[derive(Clone, Debug)]
+pub(super) enum Destined {
+    Literal(IpAddr),
+    Name(String),
+}
+
+impl Target {
+    /// Checks `destination` and prepares all that its requests have in common.
+    ///
+    /// # Errors
+    /// The first fault found; its text is fit for `error_message`.
+    pub fn compile(destination: &Destination, network: &Network) -> Result<Target, Fault> {
+        let settings = &destination.settings;
+        let url = network.rules.check_url(&destination.url)?;
+        let format = Format::compile(&settings.payload_format, &settings.format_options)?;
+        if settings.gzip {
+            return Err(Fault::NotAvailable("gzip"));
+        }
+        let previous = settings.previous_signing_secret.as_ref();
+        let until = settings.previous_secret_expires_at.unwrap_or(DbTime(i64::MAX));
+        let signer = Signer::compile(
+            destination.signing_secret.as_ref(),
+            previous.map(|secret| (secret, until)),
+            &settings.signature_scheme,
+            settings.signature_header.as_deref(),
+        )?;
+        let endpoint = endpoint(&url, destination, network)?;
+
+        let mut headers = HeaderMap::new();
+        let auth = auth::header(&destination.auth_type, &destination.auth_config)?;
+        let extra = auth::extra_headers(&settings.extra_headers)?;
+        let signature_header = match signer.header() {
+            Some(name) => Some(signature_header(name)?),
+            None => None,
+        };
+        for (name, value) in extra {
+            if Some(&name) == signature_header.as_ref()
+                || auth.as_ref().is_some_and(|(used, _)| *used == name)
+            {
+                return Err(Fault::Header(format!("extra_headers cannot override {name}")));
+            }
+            headers.insert(name, value);
+        }
+        if let Some((name, value)) = auth {
+            if Some(&name) == signature_header.as_ref() {
+                return Err(Fault::Header(format!(
+                    "auth_config and the signature both want the header {name}"
+                )));
+            }
+            headers.insert(name, value);
+        }
+        headers.insert(header::HOST, host_header(&url)?);
+        // Either kind of body has the same type today; formats where they differ set it with the request.
+        let content_type = format.content_type(destination.batch_size > 1);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        let agent = concat!("Posthaste/", env!("CARGO_PKG_VERSION"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
+        Ok(Target { endpoint, headers, signer, signature_header, format, timeout: destination.timeout })
+    }
+
+    /// The format of the bodies, which knows how large an event becomes.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Path and query may hold secrets (Slack's do), and so may the headers.
+        write!(f, "Target({:?}, port {})", self.endpoint.host, self.endpoint.port)
+    }
+}
+
+fn endpoint(url: &url::Url, destination: &Destination, network: &Network) -> Result<Endpoint, Fault> {
+    let unusable = |why: &str| Fault::Url(Refusal::Malformed(why.to_owned()));
+    let host = match url.host() {
+        Some(Host::Ipv4(addr)) => Destined::Literal(addr.into()),
+        Some(Host::Ipv6(addr)) => Destined::Literal(addr.into()),
+        Some(Host::Domain(name)) => Destined::Name(name.to_owned()),
+        None => return Err(unusable("it has no host")),
+    };
+    let port = url.port_or_known_default().ok_or_else(|| unusable("it has no port"))?;
+    let tls = match url.scheme() {
+        "https" => Some(network.tls_for(&destination.settings)?),
+        _ if destination.settings.tls_client_cert.is_some() => {
+            return Err(Fault::Tls("tls_client_cert needs an https URL".into()));
+        }
+        _ => None,
+    };
+    let path = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(format!("{}:{port}", url.host_str().unwrap_or_default()))
+        .path_and_query(path)
+        .build()
+        .map_err(|error| unusable(&error.to_string()))?;
+    Ok(Endpoint { host, port, tls, uri })
+}
+
+fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
+    let host = url.host_str().unwrap_or_default();
+    let text = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    HeaderValue::from_str(&text)
+        .map_err(|_| Fault::Url(Refusal::Malformed("its host is no header value".into())))
+}
+
+/// The signature may go where it likes, but not where it would break the request or replace our other headers.
+fn signature_header(name: &str) -> Result<HeaderName, Fault> {
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| SignatureFault::Header)?;
+    if name != crate::policy::signature::STANDARD_HEADER && auth::is_ours(name) {
+        return Err(Fault::Header(format!(
+            "signature_header cannot be {name}: it is used by the request itself"
+        )));
+    }
+    Ok(parsed)
+}

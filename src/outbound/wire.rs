@@ -1,0 +1,176 @@
+//! One connection to a receiver, plain or TLS, that can tell how it ended.
+//!
+//! awc reports a closed connection the same way whether it died of old age between two requests or in the middle of
+//! an answer. Only the first may be tried again at once, so the connection itself keeps the difference.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use actix_rt::net::{ActixStream, Ready, TcpStream};
+use actix_tls::connect::rustls_0_23::reexports::AsyncTlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How a connection ended; the inside of the [`io::Error`] that says so.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    /// A kept-alive connection was closed before any byte of this answer: the receiver never saw the request, or
+    /// at least never began to answer it.
+    #[error("the kept-alive connection to {0} had been closed")]
+    Stale(SocketAddr),
+    /// Closed by the receiver.
+    #[error("connection closed by {0} before the answer was complete")]
+    Closed(SocketAddr),
+    /// Broken.
+    #[error("connection to {peer} broke: {error}")]
+    Broken {
+        /// Whom we were talking to.
+        peer: SocketAddr,
+        /// What the system, or TLS, says.
+        error: io::Error,
+    },
+}
+
+/// Plain or encrypted.
+#[derive(Debug)]
+pub(super) enum Stream {
+    /// `http`
+    Plain(TcpStream),
+    /// `https`
+    Tls(Box<AsyncTlsStream<TcpStream>>),
+}
+
+/// Where an exchange stands.
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    /// A request is being written, or was, and nothing came back yet.
+    Asking,
+    /// A byte of the answer came; after its last byte, the connection rests in this phase.
+    Answering,
+}
+
+/// A connection that knows how many requests it has carried.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: Stream,
+    peer: SocketAddr,
+    phase: Phase,
+    requests: u32,
+    /// A receiver may answer (413, say) and close while the request is still being written. What it said is read
+    /// nevertheless: after a failed write, the rest of the request is dropped and reading tells what happened.
+    write_error: Option<io::Error>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Stream, peer: SocketAddr) -> Wire {
+        Wire { stream, peer, phase: Phase::Answering, requests: 0, write_error: None }
+    }
+
+    fn ended(&self, error: Option<io::Error>) -> io::Error {
+        let peer = self.peer;
+        let gone = error.as_ref().is_none_or(|e| is_closed(e.kind()));
+        if gone && self.phase == Phase::Asking && self.requests > 1 {
+            return io::Error::new(io::ErrorKind::ConnectionAborted, Ended::Stale(peer));
+        }
+        match error {
+            // Most peers don't end TLS properly; HTTP has its own ways to tell that an answer is complete.
+            Some(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), Ended::Broken { peer, error })
+            }
+            _ => io::Error::new(io::ErrorKind::UnexpectedEof, Ended::Closed(peer)),
+        }
+    }
+}
+
+fn is_closed(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        match read {
+            Poll::Pending => match self.write_error.take() {
+                Some(error) => Poll::Ready(Err(self.ended(Some(error)))),
+                None => Poll::Pending,
+            },
+            Poll::Ready(Ok(())) if room && buf.filled().len() == before => Poll::Ready(Err(self.ended(None))),
+            Poll::Ready(Ok(())) => {
+                self.phase = Phase::Answering;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.ended(Some(error)))),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.phase == Phase::Answering {
+            self.phase = Phase::Asking;
+            self.requests += 1;
+        }
+        if self.write_error.is_some() {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        };
+        match ready!(written) {
+            Ok(written) => Poll::Ready(Ok(written)),
+            Err(error) => {
+                self.write_error = Some(error);
+                Poll::Ready(Ok(buf.len()))
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.write_error.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        if let Err(error) = ready!(flushed) {
+            self.write_error = Some(error);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl ActixStream for Wire {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        match &self.stream {
+            Stream::Plain(stream) => ActixStream::poll_read_ready(stream, cx),
+            Stream::Tls(stream) => ActixStream::poll_read_ready(stream.get_ref().0, cx),
+        }
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
+        match &self.stream {
+            Stream::Plain(stream) => ActixStream::poll_write_ready(stream, cx),
+            Stream::Tls(stream) => ActixStream::poll_write_ready(stream.get_ref().0, cx),
+        }
+    }
+}
