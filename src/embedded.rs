@@ -67,7 +67,9 @@ pub enum EmbeddedError {
     /// There is nothing to start.
     #[error(
         "PostgreSQL's server programs (initdb and postgres, version {} or newer) are not installed; \
-         install them with: {}", binaries::OLDEST, binaries::install_command_here()
+         install them with: {}",
+        binaries::OLDEST,
+        binaries::install_command_here()
     )]
     Missing,
     /// The data were written by a version that is not installed.
@@ -98,7 +100,9 @@ pub enum EmbeddedError {
         uid: u32,
     },
     /// Root has nobody to run the server as.
-    #[error("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody to run it as")]
+    #[error(
+        "PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody to run it as"
+    )]
     NoUser,
     /// A program of PostgreSQL failed.
     #[error("{step}: {detail}")]
@@ -247,7 +251,10 @@ impl Embedded {
         if self.accepts_connections().await? {
             return Ok(());
         }
-        Err(EmbeddedError::Failed { step: "the private PostgreSQL did not start", detail: self.home.log_tail() })
+        Err(EmbeddedError::Failed {
+            step: "the private PostgreSQL did not start",
+            detail: self.home.log_tail(),
+        })
     }
 
     fn launch(&mut self) -> Result<(), EmbeddedError> {
@@ -500,7 +507,8 @@ impl Home {
         }
         let mut way: Vec<&Path> = self.dir.ancestors().collect();
         way.reverse();
-        let closed = |path: &&&Path| fs::metadata(path).is_ok_and(|m| m.uid() != uid && m.mode() & 0o001 == 0);
+        let closed =
+            |path: &&&Path| fs::metadata(path).is_ok_and(|m| m.uid() != uid && m.mode() & 0o001 == 0);
         let blocked = way.iter().find(closed).map_or(self.dir.as_path(), |path| path);
         Err(EmbeddedError::Unreachable { blocked: blocked.to_owned(), uid })
     }
@@ -532,7 +540,9 @@ fn works_in(pid: Pid, directory: &Path) -> Option<bool> {
     match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_pid())) {
         Ok(path) => Some(path == directory),
         // A process that has ended but is not collected has no directory.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => Some(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => {
+            Some(false)
+        }
         Err(_) => None,
     }
 }

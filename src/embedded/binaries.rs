@@ -40,7 +40,8 @@ pub(super) fn installed() -> Vec<Binaries> {
     let mut directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
     for (parent, start, programs) in PLACES {
         let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-        let versions = entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(start.as_bytes()));
+        let versions =
+            entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(start.as_bytes()));
         directories.extend(versions.map(|entry| entry.path().join(programs)));
     }
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
@@ -104,7 +105,9 @@ pub(super) fn install_command(os: &str, os_release: &str) -> &'static str {
         () if family("suse") || family("opensuse") => "zypper install postgresql-server",
         () if family("alpine") => "apk add postgresql",
         () if family("arch") => "pacman -S postgresql",
-        () => "apt-get install postgresql (Debian, Ubuntu; elsewhere the package that has initdb and postgres)",
+        () => {
+            "apt-get install postgresql (Debian, Ubuntu; elsewhere the package that has initdb and postgres)"
+        }
     }
 }
 
@@ -150,7 +153,10 @@ mod tests {
             let error = choose(installed, None, Path::new("/data")).unwrap_err();
             assert!(matches!(error, EmbeddedError::Missing), "{error:?}");
             let said = error.to_string();
-            assert!(said.contains(" install") || said.contains("apk add") || said.contains("pacman"), "{said}");
+            assert!(
+                said.contains(" install") || said.contains("apk add") || said.contains("pacman"),
+                "{said}"
+            );
             assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
