@@ -7,6 +7,7 @@
 pub mod deliveries;
 pub mod destinations;
 pub mod listener;
+pub mod database;
 pub mod migrate;
 pub mod presence;
 mod time;
@@ -36,6 +37,20 @@ pub enum StoreError {
     /// The database, or the way to it, refused: drop the connection and try again.
     #[error("{0}")]
     Database(#[from] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether the database refused the data (SQLSTATE classes 22 and 23) rather than the moment: trying again with
+    /// the same data will not help.
+    pub fn is_about_data(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+            }
+            StoreError::Database(sqlx::Error::Encode(_)) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Connection options for `url` with everything that our sessions need.

@@ -1,0 +1,438 @@
+//! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
+//!
+//! Two lanes, each with a connection of its own and one statement under way: what arrives meanwhile is merged into
+//! the next (group commit). Claims wait in a [`FairQueue`], so that an organization with a thousand destinations
+//! takes turns with one that has a single one. Results are kept until they are written, however long the database is
+//! away; their number is bounded by what was claimed.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::oneshot;
+
+use super::lanes::{ClaimLane, RecordLane, Work};
+use super::limit::{Freed, Held, Limit};
+use crate::clock;
+use crate::config::Config;
+use crate::model::{Change, DbTime, Delivery, DestinationId, OrgId, Outcome};
+use crate::policy::fairness::FairQueue;
+use crate::policy::health::Saved;
+use crate::store::StoreError;
+use crate::store::deliveries::{self, Ask, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
+use crate::store::destinations::OperationalEvent;
+
+/// Under load, how long results are gathered before they are written: larger statements cost less per row.
+const GATHER: Duration = Duration::from_millis(5);
+/// From how many results in the last statement on it counts as load.
+const LOAD_ROWS: usize = 64;
+/// Bytes that an event takes besides its payload and content.
+const EVENT_OVERHEAD_BYTES: usize = 512;
+
+/// From a destination: give me work. The reply is always sent, but may take as long as the database does.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Claim {
+    /// For which organization: they take turns.
+    pub org: OrgId,
+    /// What is wanted; `max_bytes` is decided here.
+    pub ask: Ask,
+    /// Gets the [`Granted`].
+    pub reply: Recipient<Granted>,
+}
+
+/// To a destination: what was claimed for it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Granted {
+    /// Leased deliveries.
+    pub leased: Vec<Leased>,
+    /// More is due than was given.
+    pub more: bool,
+    /// When something that is not due yet falls due.
+    pub next_due: Option<DbTime>,
+    /// As in [`Grant::reached`].
+    pub reached: Option<DbTime>,
+    /// The database's clock and our own at the same moment.
+    pub clock: Option<clock::DbClock>,
+}
+
+/// A delivery that is ours until `expires`.
+#[derive(Debug)]
+pub struct Leased {
+    /// The delivery and its event.
+    pub delivery: Delivery,
+    /// The event is beyond the limit and was not read.
+    pub too_large: bool,
+    /// When the lease ends, by our clock, counted from before the claim was sent.
+    pub expires: Instant,
+    /// Its part of the bytes in memory.
+    pub held: Held,
+}
+
+/// From a destination: write these results. Never lost once sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Record(pub Vec<Outcome>);
+
+/// From a destination: remember this about its health.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Remember(pub DestinationId, pub Saved);
+
+/// From a destination: disable it, for this reason.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Disable(pub DestinationId, pub String);
+
+/// From a destination: write an operational event, if that is possible.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Announce(pub OperationalEvent);
+
+/// From the supervisor at shutdown: reply when everything that was sent before is written.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Flush;
+
+/// Asks for the actor's state.
+#[derive(Message)]
+#[rtype(result = "DbSnapshot")]
+pub struct Snapshot;
+
+/// The state of the [`DbActor`].
+#[derive(Clone, Debug, Default, serde::Serialize, MessageResponse)]
+pub struct DbSnapshot {
+    /// Destinations that wait for a claim.
+    pub claims_waiting: usize,
+    /// Results that are not written yet.
+    pub results_waiting: usize,
+    /// Bytes of events in memory.
+    pub bytes_held: u64,
+    /// What is wrong with the database, if anything is.
+    pub trouble: Option<String>,
+    /// Statements that claimed, since the start.
+    pub claim_statements: u64,
+    /// Deliveries claimed, since the start.
+    pub claimed: u64,
+    /// Statements that recorded, since the start.
+    pub record_statements: u64,
+    /// Results written, since the start.
+    pub recorded: u64,
+}
+
+/// See the module.
+pub struct DbActor {
+    config: Config,
+    bytes: Limit,
+    claim_lane: Option<ClaimLane>,
+    record_lane: Option<RecordLane>,
+    claims: FairQueue<Claim>,
+    claims_waiting: usize,
+    waits_for_bytes: bool,
+    work: Work,
+    last_recorded: usize,
+    careful: usize,
+    gathering: bool,
+    flushes: Vec<oneshot::Sender<()>>,
+    stats: DbSnapshot,
+    claim_trouble: Option<String>,
+    record_trouble: Option<String>,
+}
+
+impl DbActor {
+    /// An actor for the database behind `options`, which keeps at most `bytes` of events in memory.
+    pub fn new(config: Config, options: PgConnectOptions, bytes: Limit) -> DbActor {
+        DbActor {
+            config,
+            bytes,
+            claim_lane: Some(ClaimLane::new(options.clone())),
+            record_lane: Some(RecordLane::new(options)),
+            claims: FairQueue::default(),
+            claims_waiting: 0,
+            waits_for_bytes: false,
+            work: Work::default(),
+            last_recorded: 0,
+            careful: 0,
+            gathering: false,
+            flushes: Vec::new(),
+            stats: DbSnapshot::default(),
+            claim_trouble: None,
+            record_trouble: None,
+        }
+    }
+
+    /// Starts a claim statement if none is under way and somebody waits.
+    fn claim(&mut self, ctx: &mut Context<Self>) {
+        if self.claim_lane.is_none() {
+            return;
+        }
+        let group = self.next_claims(ctx);
+        if group.is_empty() {
+            return;
+        }
+        let Some(mut lane) = self.claim_lane.take() else { return };
+        let max_event_bytes = self.config.max_event_bytes;
+        let work = async move {
+            let asks: Vec<Ask> = group.iter().map(|claim| claim.ask.clone()).collect();
+            let sent = clock::now();
+            let grants = lane.claim(&asks, max_event_bytes).await;
+            (lane, group, sent, grants)
+        };
+        ctx.spawn(work.into_actor(self).map(|(lane, group, sent, grants), this, ctx| {
+            this.claim_lane = Some(lane);
+            match grants {
+                Ok(grants) => this.grant(group, sent, grants),
+                Err(error) => this.claim_failed(group, &error),
+            }
+            this.claim(ctx);
+        }));
+    }
+
+    /// The claims of the next statement, in fair order, with their shares of the bytes that are free.
+    fn next_claims(&mut self, ctx: &mut Context<Self>) -> Vec<Claim> {
+        let mut group: Vec<Claim> = Vec::new();
+        let mut rows = 0;
+        let bytes = self.bytes.clone();
+        while rows < MAX_CLAIM_ROWS
+            && let Some(claim) = self.claims.pop(|org| bytes.allowance(org) > 0)
+        {
+            rows += claim.ask.want as usize;
+            group.push(claim);
+        }
+        self.claims_waiting -= group.len();
+        if group.is_empty() && !self.claims.is_empty() && !self.waits_for_bytes {
+            self.waits_for_bytes = true;
+            for org in self.claims.organizations() {
+                self.bytes.wait(org, ctx.address().recipient());
+            }
+        }
+        let mut asking: HashMap<OrgId, u64> = HashMap::new();
+        for claim in &group {
+            *asking.entry(claim.org).or_default() += 1;
+        }
+        for claim in &mut group {
+            claim.ask.max_bytes = (self.bytes.allowance(claim.org) / asking[&claim.org]).max(1);
+        }
+        group
+    }
+
+    fn grant(&mut self, group: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
+        self.claim_trouble = None;
+        self.stats.claim_statements += 1;
+        let received = clock::now();
+        let mut grants: HashMap<DestinationId, Grant> =
+            grants.into_iter().map(|grant| (grant.destination, grant)).collect();
+        for claim in group {
+            let granted = grants.remove(&claim.ask.destination);
+            let missing = granted.is_none();
+            let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
+            self.stats.claimed += grant.deliveries.len() as u64;
+            let lease = |claimed: deliveries::Claimed| {
+                let event = &claimed.delivery.event;
+                let content = event.content.as_ref().map_or(0, String::len);
+                let bytes = event.payload.len() + content + EVENT_OVERHEAD_BYTES;
+                Leased {
+                    held: self.bytes.take(claim.org, bytes as u64),
+                    delivery: claimed.delivery,
+                    too_large: claimed.too_large,
+                    expires: sent + LEASE,
+                }
+            };
+            let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
+            if !claim.reply.connected() {
+                self.work.outcomes.extend(leased.iter().map(|l| give_back(&l.delivery)));
+                continue;
+            }
+            claim.reply.do_send(Granted {
+                leased,
+                more: grant.more,
+                next_due: grant.next_due,
+                reached: grant.reached,
+                clock: (!missing && grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
+            });
+        }
+    }
+
+    /// Nobody is told: they keep waiting, and the lane waits a little before it tries again.
+    fn claim_failed(&mut self, group: Vec<Claim>, error: &StoreError) {
+        if self.claim_trouble.is_none() {
+            log::error!("claiming deliveries failed, trying again until it works: {error}");
+        }
+        self.claim_trouble = Some(error.to_string());
+        self.claims_waiting += group.len();
+        for claim in group {
+            self.claims.push(claim.org, claim);
+        }
+    }
+
+    /// Starts to write what is to be written, if nothing is being written.
+    fn record(&mut self, ctx: &mut Context<Self>) {
+        if self.work.is_empty() && self.record_lane.is_some() {
+            self.flushes.drain(..).for_each(|done| done.send(()).unwrap_or(()));
+            return;
+        }
+        let under_load = self.last_recorded >= LOAD_ROWS && self.work.outcomes.len() < MAX_RECORD_ROWS;
+        if self.gathering || self.record_lane.is_none() {
+            return;
+        }
+        if under_load && self.flushes.is_empty() {
+            self.gathering = true;
+            self.last_recorded = 0;
+            ctx.run_later(GATHER, |this, ctx| {
+                this.gathering = false;
+                this.record(ctx);
+            });
+            return;
+        }
+        let Some(mut lane) = self.record_lane.take() else { return };
+        let rows = if self.careful > 0 { 1 } else { MAX_RECORD_ROWS };
+        let mut work = self.work.take(rows);
+        self.careful = self.careful.saturating_sub(work.outcomes.len());
+        let write = async move {
+            let done = lane.write(&mut work).await;
+            (lane, work, done)
+        };
+        ctx.spawn(write.into_actor(self).map(|(lane, work, done), this, ctx| {
+            this.record_lane = Some(lane);
+            this.recorded(work, done);
+            this.record(ctx);
+        }));
+    }
+
+    /// `left` is what was not written.
+    fn recorded(&mut self, mut left: Work, done: Result<usize, StoreError>) {
+        match done {
+            Ok(rows) => {
+                if self.record_trouble.take().is_some() {
+                    log::info!("results are written again");
+                }
+                self.last_recorded = rows;
+                self.stats.record_statements += 1;
+                self.stats.recorded += rows as u64;
+            }
+            Err(error) if error.is_about_data() && left.outcomes.len() == 1 => {
+                let delivery = left.outcomes[0].delivery;
+                log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
+                left.outcomes.clear();
+            }
+            Err(error) => {
+                if error.is_about_data() {
+                    self.careful = left.outcomes.len();
+                }
+                if self.record_trouble.is_none() {
+                    log::error!("writing results failed, trying again until it works: {error}");
+                }
+                self.record_trouble = Some(error.to_string());
+            }
+        }
+        self.work.put_back(left);
+    }
+}
+
+/// The outcome that undoes the claim of `delivery`.
+pub fn give_back(delivery: &Delivery) -> Outcome {
+    Outcome {
+        delivery: delivery.id,
+        claimed_at: delivery.claimed_at,
+        change: Change::GivenBack,
+        last_attempt_at: delivery.previous_attempt_at,
+        response_status: None,
+        response_body: None,
+        error_message: None,
+        failed: None,
+    }
+}
+
+impl Actor for DbActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Claim> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) {
+        self.claims.push(claim.org, claim);
+        self.claims_waiting += 1;
+        self.claim(ctx);
+    }
+}
+
+impl Handler<Freed> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Freed, ctx: &mut Self::Context) {
+        self.waits_for_bytes = false;
+        self.claim(ctx);
+    }
+}
+
+impl Handler<Record> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, Record(outcomes): Record, ctx: &mut Self::Context) {
+        self.work.outcomes.extend(outcomes);
+        self.record(ctx);
+    }
+}
+
+impl Handler<Remember> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, Remember(destination, saved): Remember, ctx: &mut Self::Context) {
+        self.work.states.push((destination, saved));
+        self.record(ctx);
+    }
+}
+
+impl Handler<Disable> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, Disable(destination, reason): Disable, ctx: &mut Self::Context) {
+        self.work.disabled.push((destination, reason));
+        self.record(ctx);
+    }
+}
+
+impl Handler<Announce> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, Announce(event): Announce, ctx: &mut Self::Context) {
+        self.work.events.push(event);
+        self.record(ctx);
+    }
+}
+
+impl Handler<Flush> for DbActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) -> Self::Result {
+        let (done, flushed) = oneshot::channel();
+        self.flushes.push(done);
+        self.record(ctx);
+        // An error means that the actor is gone, and with it whatever could be waited for.
+        Box::pin(async { flushed.await.unwrap_or(()) })
+    }
+}
+
+impl Handler<Snapshot> for DbActor {
+    type Result = DbSnapshot;
+
+    fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> DbSnapshot {
+        DbSnapshot {
+            claims_waiting: self.claims_waiting,
+            results_waiting: self.work.outcomes.len(),
+            bytes_held: self.bytes.held(),
+            trouble: self.claim_trouble.clone().or_else(|| self.record_trouble.clone()),
+            ..self.stats.clone()
+        }
+    }
+}
+
+impl Supervised for DbActor {}
+
+/// Work in the order in which it came, with a way to take some of it.
+pub(super) fn take_front<T>(queue: &mut VecDeque<T>, most: usize) -> Vec<T> {
+    queue.drain(..most.min(queue.len())).collect()
+}

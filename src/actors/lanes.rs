@@ -1,0 +1,204 @@
+//! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a pause
+//! before the next try.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+
+use super::db::take_front;
+use crate::model::{DbTime, DestinationId, Outcome};
+use crate::policy::health::Saved;
+use crate::store::deliveries::{self, Ask, ClaimSql, Grant};
+use crate::store::destinations::{self, OperationalEvent};
+use crate::store::presence::{self, Presence};
+use crate::store::{self, StoreError};
+
+/// Pause after the first error; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest pause between two tries: a database that comes back is noticed within this.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Operational events are dropped rather than hoarded when they cannot be written.
+const MAX_EVENTS_WAITING: usize = 1_000;
+
+/// How long to wait before the next try.
+#[derive(Default)]
+struct Backoff(Duration);
+
+impl Backoff {
+    async fn wait(&self) {
+        if !self.0.is_zero() {
+            tokio::time::sleep(self.0).await;
+        }
+    }
+
+    fn note<T>(&mut self, result: &Result<T, StoreError>) {
+        self.0 = match result {
+            Ok(_) => Duration::ZERO,
+            Err(_) => (self.0 * 2).clamp(MIN_BACKOFF, MAX_BACKOFF),
+        };
+    }
+}
+
+/// The connection that claims, and that shows other processes that this one lives.
+pub(super) struct ClaimLane {
+    options: PgConnectOptions,
+    open: Option<(PgConnection, ClaimSql)>,
+    floor: Option<DbTime>,
+    backoff: Backoff,
+}
+
+impl ClaimLane {
+    pub(super) fn new(options: PgConnectOptions) -> ClaimLane {
+        ClaimLane { options, open: None, floor: None, backoff: Backoff::default() }
+    }
+
+    pub(super) async fn claim(
+        &mut self,
+        asks: &[Ask],
+        max_event_bytes: usize,
+    ) -> Result<Vec<Grant>, StoreError> {
+        self.backoff.wait().await;
+        // Taken out while in use: a connection in an unknown state is dropped, not used again.
+        let result = self.try_claim(asks, max_event_bytes).await;
+        if result.is_err() {
+            self.open = None;
+        }
+        self.backoff.note(&result);
+        result
+    }
+
+    async fn try_claim(&mut self, asks: &[Ask], max_event_bytes: usize) -> Result<Vec<Grant>, StoreError> {
+        let (connection, sql) = match &mut self.open {
+            Some(open) => open,
+            closed => closed.insert(open(&self.options, &mut self.floor).await?),
+        };
+        let floor = self.floor.unwrap_or(DbTime(i64::MIN));
+        let (ordered, plain): (Vec<Ask>, Vec<Ask>) =
+            asks.iter().cloned().partition(|ask| ask.ordered.is_some());
+        let mut grants = Vec::new();
+        if !plain.is_empty() {
+            grants = sql.claim(connection, &plain, floor, max_event_bytes).await?;
+        }
+        if !ordered.is_empty() {
+            grants.extend(sql.claim_ordered(connection, &ordered, floor, max_event_bytes).await?);
+        }
+        Ok(grants)
+    }
+}
+
+/// Opens the claiming connection. Only the first one of a process may find that it is alone: later, the leases that
+/// nobody else could hold are our own.
+async fn open(
+    options: &PgConnectOptions,
+    floor: &mut Option<DbTime>,
+) -> Result<(PgConnection, ClaimSql), StoreError> {
+    let mut connection = store::connect(options).await?;
+    let presence = presence::announce(&mut connection).await?;
+    let sql = ClaimSql::read(&mut connection).await?;
+    if floor.is_none() {
+        *floor = Some(match presence {
+            Presence::Alone(now) => now,
+            Presence::Shared => DbTime(i64::MIN),
+        });
+    }
+    Ok((connection, sql))
+}
+
+/// What is to be written.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) outcomes: VecDeque<Outcome>,
+    pub(super) states: Vec<(DestinationId, Saved)>,
+    pub(super) disabled: Vec<(DestinationId, String)>,
+    pub(super) events: Vec<OperationalEvent>,
+}
+
+impl Work {
+    pub(super) fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+            && self.states.is_empty()
+            && self.disabled.is_empty()
+            && self.events.is_empty()
+    }
+
+    /// Takes at most `rows` outcomes, and everything else.
+    pub(super) fn take(&mut self, rows: usize) -> Work {
+        Work {
+            outcomes: take_front(&mut self.outcomes, rows).into(),
+            states: std::mem::take(&mut self.states),
+            disabled: std::mem::take(&mut self.disabled),
+            events: std::mem::take(&mut self.events),
+        }
+    }
+
+    /// Puts what was not written back in front.
+    pub(super) fn put_back(&mut self, mut left: Work) {
+        left.outcomes.append(&mut self.outcomes);
+        left.states.append(&mut self.states);
+        left.disabled.append(&mut self.disabled);
+        left.events.append(&mut self.events);
+        left.events.truncate(MAX_EVENTS_WAITING);
+        *self = left;
+    }
+}
+
+/// The connection that writes.
+pub(super) struct RecordLane {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+    backoff: Backoff,
+}
+
+impl RecordLane {
+    pub(super) fn new(options: PgConnectOptions) -> RecordLane {
+        RecordLane { options, connection: None, backoff: Backoff::default() }
+    }
+
+    /// Writes `work`, and leaves in it what was not written. Returns how many outcomes were.
+    pub(super) async fn write(&mut self, work: &mut Work) -> Result<usize, StoreError> {
+        self.backoff.wait().await;
+        let result = self.try_write(work).await;
+        if result.is_err() {
+            self.connection = None;
+        }
+        self.backoff.note(&result);
+        result
+    }
+
+    async fn try_write(&mut self, work: &mut Work) -> Result<usize, StoreError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            closed => closed.insert(store::connect(&self.options).await?),
+        };
+        let outcomes = work.outcomes.make_contiguous();
+        // One order for all writers, so that two of them cannot wait for each other.
+        outcomes.sort_unstable_by_key(|outcome| outcome.delivery);
+        let rows = outcomes.len();
+        if rows > 0 {
+            let written = deliveries::record(connection, outcomes).await?;
+            if written < rows as u64 {
+                log::debug!("{} of {rows} results were not written: their leases were lost", rows as u64 - written);
+            }
+            work.outcomes.clear();
+        }
+        if !work.states.is_empty() {
+            destinations::save(&mut *connection, &work.states).await?;
+            work.states.clear();
+        }
+        while let Some((destination, reason)) = work.disabled.last() {
+            if destinations::disable(&mut *connection, *destination, reason).await? {
+                log::warn!("destination={destination} disabled: {reason}");
+            }
+            work.disabled.pop();
+        }
+        let events = std::mem::take(&mut work.events);
+        if !events.is_empty()
+            && let Err(error) = destinations::announce(&mut *connection, &events).await
+        {
+            log::warn!("{} operational event(s) could not be written: {error}", events.len());
+            self.connection = None;
+        }
+        Ok(rows)
+    }
+}
