@@ -96,6 +96,11 @@ pub struct Announce(pub OperationalEvent);
 #[rtype(result = "()")]
 pub struct Flush;
 
+/// From the supervisor at shutdown: no claims any more. Those that wait get nothing.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopClaims;
+
 /// Asks for the actor's state.
 #[derive(Message)]
 #[rtype(result = "DbSnapshot")]
@@ -130,6 +135,12 @@ pub struct DbActor {
     record_lane: Option<RecordLane>,
     claims: FairQueue<Claim>,
     claims_waiting: usize,
+    /// Claims of ordered destinations, each with the number of results that must be written before it: until then its
+    /// own leases would stand in its way.
+    after_results: VecDeque<(u64, Claim)>,
+    results_received: u64,
+    results_done: u64,
+    claims_stopped: bool,
     waits_for_bytes: bool,
     work: Work,
     last_recorded: usize,
@@ -151,6 +162,10 @@ impl DbActor {
             record_lane: Some(RecordLane::new(options)),
             claims: FairQueue::default(),
             claims_waiting: 0,
+            after_results: VecDeque::new(),
+            results_received: 0,
+            results_done: 0,
+            claims_stopped: false,
             waits_for_bytes: false,
             work: Work::default(),
             last_recorded: 0,
@@ -187,6 +202,7 @@ impl DbActor {
                 Err(error) => this.claim_failed(group, &error),
             }
             this.claim(ctx);
+            this.record(ctx);
         }));
     }
 
@@ -242,7 +258,8 @@ impl DbActor {
             };
             let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
             if !claim.reply.connected() {
-                self.work.outcomes.extend(leased.iter().map(|l| give_back(&l.delivery)));
+                let unwanted = leased.iter().map(|leased| give_back(&leased.delivery)).collect();
+                self.add_results(unwanted);
                 continue;
             }
             claim.reply.do_send(Granted {
@@ -255,16 +272,29 @@ impl DbActor {
         }
     }
 
+    fn add_results(&mut self, outcomes: Vec<Outcome>) {
+        self.results_received += outcomes.len() as u64;
+        self.work.outcomes.extend(outcomes);
+    }
+
+    fn enqueue(&mut self, claim: Claim) {
+        if self.claims_stopped {
+            let Claim { ask, reply, .. } = claim;
+            log::debug!("destination={} gets nothing more: shutting down", ask.destination);
+            reply.do_send(Granted::nothing());
+            return;
+        }
+        self.claims_waiting += 1;
+        self.claims.push(claim.org, claim);
+    }
+
     /// Nobody is told: they keep waiting, and the lane waits a little before it tries again.
     fn claim_failed(&mut self, group: Vec<Claim>, error: &StoreError) {
         if self.claim_trouble.is_none() {
             log::error!("claiming deliveries failed, trying again until it works: {error}");
         }
         self.claim_trouble = Some(error.to_string());
-        self.claims_waiting += group.len();
-        for claim in group {
-            self.claims.push(claim.org, claim);
-        }
+        group.into_iter().for_each(|claim| self.enqueue(claim));
     }
 
     /// Starts to write what is to be written, if nothing is being written.
@@ -298,6 +328,7 @@ impl DbActor {
             this.record_lane = Some(lane);
             this.recorded(work, done);
             this.record(ctx);
+            this.claim(ctx);
         }));
     }
 
@@ -309,6 +340,7 @@ impl DbActor {
                     log::info!("results are written again");
                 }
                 self.last_recorded = rows;
+                self.results_done += rows as u64;
                 self.stats.record_statements += 1;
                 self.stats.recorded += rows as u64;
             }
@@ -316,6 +348,7 @@ impl DbActor {
                 let delivery = left.outcomes[0].delivery;
                 log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
                 left.outcomes.clear();
+                self.results_done += 1;
             }
             Err(error) => {
                 if error.is_about_data() {
@@ -328,6 +361,17 @@ impl DbActor {
             }
         }
         self.work.put_back(left);
+        while self.after_results.front().is_some_and(|(results, _)| *results <= self.results_done)
+            && let Some((_, claim)) = self.after_results.pop_front()
+        {
+            self.enqueue(claim);
+        }
+    }
+}
+
+impl Granted {
+    fn nothing() -> Granted {
+        Granted { leased: Vec::new(), more: false, next_due: None, reached: None, clock: None }
     }
 }
 
@@ -353,9 +397,12 @@ impl Handler<Claim> for DbActor {
     type Result = ();
 
     fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) {
-        self.claims.push(claim.org, claim);
-        self.claims_waiting += 1;
-        self.claim(ctx);
+        if claim.ask.ordered.is_some() && self.results_done < self.results_received {
+            self.after_results.push_back((self.results_received, claim));
+        } else {
+            self.enqueue(claim);
+            self.claim(ctx);
+        }
     }
 }
 
@@ -372,8 +419,20 @@ impl Handler<Record> for DbActor {
     type Result = ();
 
     fn handle(&mut self, Record(outcomes): Record, ctx: &mut Self::Context) {
-        self.work.outcomes.extend(outcomes);
+        self.add_results(outcomes);
         self.record(ctx);
+    }
+}
+
+impl Handler<StopClaims> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, _: StopClaims, _: &mut Self::Context) {
+        self.claims_stopped = true;
+        let after: Vec<Claim> = self.after_results.drain(..).map(|(_, claim)| claim).collect();
+        let waiting: Vec<Claim> = std::iter::from_fn(|| self.claims.pop(|_| true)).collect();
+        self.claims_waiting = 0;
+        after.into_iter().chain(waiting).for_each(|claim| self.enqueue(claim));
     }
 }
 
@@ -429,8 +488,6 @@ impl Handler<Snapshot> for DbActor {
         }
     }
 }
-
-impl Supervised for DbActor {}
 
 /// Work in the order in which it came, with a way to take some of it.
 pub(super) fn take_front<T>(queue: &mut VecDeque<T>, most: usize) -> Vec<T> {

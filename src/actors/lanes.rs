@@ -178,7 +178,10 @@ impl RecordLane {
         if rows > 0 {
             let written = deliveries::record(connection, outcomes).await?;
             if written < rows as u64 {
-                log::debug!("{} of {rows} results were not written: their leases were lost", rows as u64 - written);
+                log::debug!(
+                    "{} of {rows} results were not written: their leases were lost",
+                    rows as u64 - written
+                );
             }
             work.outcomes.clear();
         }

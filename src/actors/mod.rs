@@ -1,1 +1,101 @@
-//! To be written.
+//! The actors: who sends what to whom.
+//!
+//! ```text
+//!                    Hinted, Polled, Loaded                      Claim, Record, Remember, Disable, Announce
+//!   listener, polls ───────────────────────▶ Supervisor      ┌──────────────────────────────────────▶ DbActor
+//!                                              │    ▲        │                                           │
+//!                  Wake, Reconfigure, Retire   │    │ Stopped│◀──────────────────────────────────────────┘
+//!                                              ▼    │        │          Granted
+//!                                          DestinationActor ─┘
+//!                                              │    ▲
+//!                                     a task per request: Finished
+//! ```
+//!
+//! Destinations are spread over arbiters (threads); the supervisor and the [`db::DbActor`] have one to themselves.
+//! Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a `Finished` per
+//! request in flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole
+//! process and are shared fairly between organizations: requests in flight, and bytes of events in memory.
+//!
+//! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends what has,
+//! within the grace; the results are written; the arbiters stop.
+
+pub mod db;
+pub mod destination;
+mod lanes;
+pub mod limit;
+pub mod supervisor;
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use sqlx::postgres::PgPoolOptions;
+
+use self::db::DbActor;
+use self::limit::Limit;
+use self::supervisor::Supervisor;
+use crate::config::Config;
+use crate::outbound::{Network, NetworkError};
+use crate::policy::egress::Rules;
+use crate::store::{self, StoreError};
+
+/// Connections besides the two of the [`DbActor`]: listening, polls, loading.
+const POOL_CONNECTIONS: u32 = 4;
+
+/// What all destinations share.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// The way out.
+    pub network: Arc<Network>,
+    /// Requests in flight.
+    pub slots: Limit,
+}
+
+/// Why a dispatcher did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The roots of trust.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// A running dispatcher.
+#[derive(Clone)]
+pub struct Dispatcher {
+    /// Starts and stops destinations.
+    pub supervisor: Addr<Supervisor>,
+    /// Claims and records.
+    pub db: Addr<DbActor>,
+}
+
+impl Dispatcher {
+    /// Starts the actors, within an actix `System`. The tables must exist; the database may be away for now.
+    ///
+    /// # Errors
+    /// When the configuration cannot work: its URL, its certificates.
+    pub fn start(config: Config) -> Result<Dispatcher, StartError> {
+        let options = store::options(&config.database_url)?;
+        let rules = Rules { allow: config.allow_networks.clone(), https_only: config.https_only };
+        let network = Arc::new(Network::new(rules, config.ca_file.as_deref())?);
+        let bytes = Limit::new(config.max_bytes_in_flight);
+        let slots = Limit::new(u64::from(config.max_in_flight));
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL_CONNECTIONS)
+            .acquire_timeout(store::CONNECT_TIMEOUT)
+            .connect_lazy_with(options.clone());
+        let db = DbActor::new(config.clone(), store::planned(options), bytes).start();
+        let shared = Arc::new(Shared { config, network, slots });
+        let supervisor = Supervisor::new(shared, db.clone(), pool).start();
+        Ok(Dispatcher { supervisor, db })
+    }
+
+    /// Stops in order; returns when everything is written and the destinations are gone.
+    pub async fn stop(self) {
+        if let Err(error) = self.supervisor.send(supervisor::Shutdown).await {
+            log::error!("the supervisor is gone already: {error}");
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub struct Loaded {
     pub saved: Saved,
     /// Changes whenever the row or its settings change.
     pub version: i64,
+    /// The database's clock when it was read.
+    pub now: DbTime,
 }
 
 /// What a poll finds out about one enabled destination.
@@ -49,7 +51,7 @@ const LOAD: &str = concat!(
         s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key, s.tls_ca,
         t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at, ",
     version!(),
-    " AS version
+    " AS version, timezone('UTC', clock_timestamp()) AS now
     FROM public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
     LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
@@ -90,7 +92,7 @@ fn read_loaded(row: &PgRow) -> Result<Loaded, sqlx::Error> {
         failing_since: row.try_get("failing_since")?,
         last_success_at: row.try_get("last_success_at")?,
     };
-    Ok(Loaded { destination, saved, version: row.try_get("version")? })
+    Ok(Loaded { destination, saved, version: row.try_get("version")?, now: row.try_get("now")? })
 }
 
 fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {

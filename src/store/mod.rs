@@ -4,10 +4,10 @@
 //! on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so that
 //! `infinity` in an application's table cannot hurt.
 
+pub mod database;
 pub mod deliveries;
 pub mod destinations;
 pub mod listener;
-pub mod database;
 pub mod migrate;
 pub mod presence;
 mod time;
@@ -69,6 +69,19 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
         .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "5s")])
         .log_statements(log::LevelFilter::Trace)
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
+}
+
+/// `options` for the statements that claim and record: planned once, and always by the indexes that were made for
+/// them. The arrays that they are given say nothing to the planner, and a table that has grown since its last ANALYZE
+/// must not turn a claim into a scan.
+pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("enable_seqscan", "off"),
+        ("jit", "off"),
+    ])
 }
 
 /// Opens one connection.

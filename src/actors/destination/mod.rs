@@ -1,0 +1,579 @@
+//! The [`DestinationActor`]: everything about one destination, and nothing about any other.
+//!
+//! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs [`DestinationActor::pump`]:
+//! send what may be sent, then ask for more. It pulls; nobody pushes deliveries at it. Requests run in tasks of their
+//! own and report back with [`Finished`], so a slow one never keeps the actor from its mailbox.
+
+mod limiter;
+mod ready;
+mod settle;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use actix_rt::task::JoinHandle;
+
+use self::limiter::Limiter;
+use self::ready::{Batch, Cut, Next, Ready};
+use super::Shared;
+use super::db::{Claim, DbActor, Granted, Leased, Record, Remember, give_back};
+use super::limit::{Freed, Held};
+use crate::clock::{self, DbClock};
+use crate::model::{Answer, Attempt, DbTime, Delivery, Destination, DestinationId, Outcome};
+use crate::outbound::{Request, Sender, Target};
+use crate::policy::health::{Health, Limits, Permit, Saved};
+use crate::store::deliveries::{Ask, Ordered};
+
+/// Deliveries that one destination holds ready at most: about a second's work of a fast one.
+const MAX_READY: f64 = 1_000.0;
+/// A due time computed here and one computed by the database differ by the way between them.
+const DUE_SLACK: Duration = Duration::from_millis(5);
+/// After trouble of our own (no descriptors left, a task that panicked) the destination rests for this long.
+const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
+
+/// From the supervisor: look again. It may say nothing more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wake;
+
+/// From the supervisor: the row or its settings have changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reconfigure(pub Box<Destination>);
+
+/// From the supervisor: give back what has not started, end what has, and stop. What is still running after the
+/// grace is aborted and given back uncharged; `None` waits for as long as it takes.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Retire(pub Option<Duration>);
+
+/// To the supervisor: this actor is gone.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct Stopped {
+    /// Which destination.
+    pub destination: DestinationId,
+    /// Which life of it.
+    pub generation: u64,
+    /// Whether it ended as it should; otherwise something panicked.
+    pub clean: bool,
+}
+
+/// From the task of a request: how it ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Finished {
+    request: u64,
+    attempt: Attempt,
+}
+
+/// Asks for the actor's state.
+#[derive(Message)]
+#[rtype(result = "DestinationSnapshot")]
+pub struct Snapshot;
+
+/// The state of a [`DestinationActor`].
+#[derive(Clone, Debug, serde::Serialize, MessageResponse)]
+pub struct DestinationSnapshot {
+    /// Which destination.
+    pub destination: DestinationId,
+    /// Leased and not yet sent.
+    pub ready: usize,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Whether the breaker has tripped.
+    pub tripped: bool,
+    /// Nothing is sent before.
+    pub paused_until: Option<DbTime>,
+    /// What is wrong with its configuration.
+    pub fault: Option<String>,
+}
+
+struct InFlight {
+    batch: Batch,
+    started_at: DbTime,
+    probe: bool,
+    task: JoinHandle<()>,
+    _slot: Held,
+}
+
+/// Tells the supervisor when the actor is dropped, however that came about.
+struct Obituary {
+    stopped: Stopped,
+    to: Recipient<Stopped>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        self.to.do_send(self.stopped);
+    }
+}
+
+/// Whom an actor of this kind sends to, and what all of them share.
+#[derive(Clone)]
+pub struct Links {
+    /// Claims and results.
+    pub db: Addr<DbActor>,
+    /// Reports.
+    pub stopped: Recipient<Stopped>,
+    /// Configuration and limits.
+    pub shared: Arc<Shared>,
+    /// Set by the supervisor with a [`Wake`] under way, so that a flood of hints is one message.
+    pub woken: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub struct DestinationActor {
+    destination: Box<Destination>,
+    links: Links,
+    obituary: Obituary,
+    sender: Result<Rc<Sender>, String>,
+    limiter: Limiter,
+    health: Health,
+    saved: Saved,
+    clock: DbClock,
+    ready: Ready,
+    in_flight: HashMap<u64, InFlight>,
+    next_request: u64,
+    /// Something may be due that was not claimed yet.
+    hungry: bool,
+    claiming: bool,
+    /// A hint came while a claim was under way: its answer may be too old.
+    hinted: bool,
+    /// Where the last claim stopped looking.
+    reached: Option<DbTime>,
+    /// How far an ordered claim has to look for leases of others.
+    ordered: Ordered,
+    waits_for_slot: bool,
+    timer: Option<(SpawnHandle, Instant)>,
+    pace: Pace,
+    rest_until: Option<Instant>,
+    /// Nothing is sent any more: it was disabled, or is about to stop.
+    halted: bool,
+    retiring: bool,
+}
+
+/// How many deliveries end per second, to know how many to hold ready.
+struct Pace {
+    since: Instant,
+    ended: u32,
+    per_second: f64,
+}
+
+impl Pace {
+    /// Long enough to be steady, short enough to follow.
+    const WINDOW: Duration = Duration::from_millis(250);
+
+    fn note(&mut self, ended: usize, now: Instant) {
+        self.ended += ended as u32;
+        let passed = now.saturating_duration_since(self.since);
+        if passed >= Pace::WINDOW {
+            let measured = f64::from(self.ended) / passed.as_secs_f64();
+            self.per_second = measured.max(self.per_second / 2.0);
+            (self.since, self.ended) = (now, 0);
+        }
+    }
+}
+
+impl DestinationActor {
+    /// An actor for `destination`, with the health that was saved, in its `generation`-th life.
+    pub fn new(
+        destination: Box<Destination>,
+        saved: Saved,
+        db_clock: DbClock,
+        generation: u64,
+        links: Links,
+    ) -> Self {
+        let stopped = Stopped { destination: destination.id, generation, clean: false };
+        let now = clock::now();
+        let mut actor = DestinationActor {
+            sender: Err(String::new()),
+            limiter: Limiter::new(&destination.settings),
+            health: Health::new(limits(&links.shared), saved),
+            saved,
+            clock: db_clock,
+            ready: Ready::default(),
+            in_flight: HashMap::new(),
+            next_request: 0,
+            hungry: false,
+            claiming: false,
+            hinted: false,
+            reached: None,
+            ordered: Ordered::Everywhere,
+            waits_for_slot: false,
+            timer: None,
+            pace: Pace { since: now, ended: 0, per_second: 0.0 },
+            rest_until: None,
+            halted: false,
+            retiring: false,
+            obituary: Obituary { stopped, to: links.stopped.clone() },
+            destination,
+            links,
+        };
+        actor.sender = actor.compile();
+        actor
+    }
+
+    fn compile(&self) -> Result<Rc<Sender>, String> {
+        match Target::compile(&self.destination, &self.links.shared.network) {
+            Ok(target) => Ok(Rc::new(Sender::new(target, &self.links.shared.network))),
+            Err(fault) => {
+                log::warn!("destination={} cannot be used: {fault}", self.destination.id);
+                Err(fault.to_string())
+            }
+        }
+    }
+
+    fn most_in_flight(&self) -> u32 {
+        let settings = &self.destination.settings;
+        if settings.ordered {
+            return 1;
+        }
+        settings.max_in_flight.unwrap_or(self.links.shared.config.destination_in_flight)
+    }
+
+    fn batch_size(&self) -> usize {
+        self.destination.batch_size as usize
+    }
+
+    fn cut(&self) -> Cut {
+        Cut {
+            events: self.batch_size(),
+            bytes: self.links.shared.config.max_event_bytes,
+            wait: self.destination.settings.batch_wait,
+            timeout: self.destination.timeout,
+        }
+    }
+
+    /// Sends what may be sent, then asks for more.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let now = clock::now();
+        let stale = self.ready.take_stale(self.cut(), now);
+        self.return_unsent(stale);
+        if self.halted {
+            let all = self.ready.take_all();
+            self.return_unsent(all);
+        } else {
+            while self.send_next(now, ctx) {}
+            self.claim_more(ctx);
+        }
+        self.remember();
+        if self.retiring && self.in_flight.is_empty() && !self.claiming {
+            self.obituary.stopped.clean = true;
+            ctx.stop();
+        }
+    }
+
+    /// Starts the next request if everything allows it.
+    fn send_next(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
+        if let Some(until) = self.rest_until.filter(|until| *until > now) {
+            self.look_at(until, ctx);
+            return false;
+        }
+        let in_flight = self.in_flight.len() as u32;
+        let probe = match self.health.permit(self.clock.now(), in_flight, self.most_in_flight()) {
+            Permit::Go => false,
+            Permit::Probe => true,
+            Permit::Full => return false,
+            Permit::Until(time) => {
+                let all = self.ready.take_all();
+                self.return_unsent(all);
+                self.look_at(now + time.since(self.clock.now()), ctx);
+                return false;
+            }
+        };
+        let batch = match self.ready.next(self.cut(), now) {
+            Next::Batch(batch) => batch,
+            Next::Wait(until) => {
+                self.look_at(until, ctx);
+                return false;
+            }
+            Next::Nothing => return false,
+        };
+        if self.waits_for_slot {
+            self.ready.put_back(batch, now);
+            return false;
+        }
+        let slots = &self.links.shared.slots;
+        let Some(slot) = slots.take_one_or_wait(self.destination.org, || ctx.address().recipient()) else {
+            self.waits_for_slot = true;
+            self.ready.put_back(batch, now);
+            return false;
+        };
+        if let Err(wait) = self.limiter.take() {
+            self.ready.put_back(batch, now);
+            self.look_at(now + wait, ctx);
+            return false;
+        }
+        if probe {
+            self.health.probe_started();
+        }
+        self.start(batch, probe, slot, ctx);
+        true
+    }
+
+    fn start(&mut self, batch: Batch, probe: bool, slot: Held, ctx: &mut Context<Self>) {
+        self.next_request += 1;
+        let request = self.next_request;
+        let started_at = self.clock.now();
+        let deliveries: Vec<Delivery> = batch.deliveries().cloned().collect();
+        let sender = self.sender.clone();
+        let as_batch = self.batch_size() > 1;
+        let report =
+            Report { to: ctx.address(), finished: Some(Finished { request, attempt: panicked(started_at) }) };
+        let task = actix_rt::spawn(async move {
+            // Moved as a whole: it must be dropped when the task is.
+            let mut report = report;
+            let attempt = match &sender {
+                Ok(sender) => {
+                    let attempt_number = deliveries[0].attempts + 1;
+                    let request =
+                        Request { deliveries: &deliveries, batch: as_batch, attempt_number, started_at };
+                    sender.attempt(request).await
+                }
+                Err(fault) => {
+                    Attempt { started_at, duration: Duration::ZERO, answer: Answer::Failed(fault.clone()) }
+                }
+            };
+            report.finished = Some(Finished { request, attempt });
+        });
+        self.in_flight.insert(request, InFlight { batch, started_at, probe, task, _slot: slot });
+    }
+
+    /// Asks for more work if there may be any and little is ready.
+    fn claim_more(&mut self, ctx: &mut Context<Self>) {
+        let want = self.wanted();
+        if self.claiming || !self.hungry || want == 0 {
+            return;
+        }
+        let is_ordered = self.destination.settings.ordered;
+        self.claiming = true;
+        self.hinted = false;
+        let ask = Ask {
+            destination: self.destination.id,
+            want,
+            since: if is_ordered { None } else { self.reached },
+            max_bytes: 0,
+            ordered: is_ordered.then_some(self.ordered),
+        };
+        self.links.db.do_send(Claim { org: self.destination.org, ask, reply: ctx.address().recipient() });
+    }
+
+    /// How many deliveries to claim now: enough for about a second at the present pace, at least two rounds of what
+    /// may be in flight, nothing while nothing may be sent.
+    fn wanted(&self) -> u32 {
+        let now = self.clock.now();
+        let in_flight = self.in_flight.len() as u32;
+        let batch = self.batch_size() as f64;
+        if self.rest_until.is_some_and(|until| until > clock::now()) {
+            return 0;
+        }
+        match self.health.permit(now, in_flight, self.most_in_flight()) {
+            Permit::Until(_) => return 0,
+            Permit::Full if self.health.is_tripped() => return 0,
+            Permit::Probe if self.ready.len() > 0 => return 0,
+            Permit::Probe => return self.destination.batch_size,
+            Permit::Go | Permit::Full => {}
+        }
+        // An ordered claim must not be repeated while any of its leases lives: that would be refused.
+        if self.destination.settings.ordered && (self.ready.len() > 0 || in_flight > 0) {
+            return 0;
+        }
+        let allowed = f64::from(self.health.allowed(self.most_in_flight()));
+        let rounds = (2.0 * allowed * batch).max(self.pace.per_second);
+        let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
+        let target = rounds.min(by_rate).min(MAX_READY).max(batch);
+        let ready = self.ready.len() as f64;
+        let filling = !self.destination.settings.batch_wait.is_zero() && ready < batch;
+        if ready > target / 2.0 && !filling { 0 } else { (target - ready).max(1.0) as u32 }
+    }
+
+    /// Gives deliveries back that were never sent.
+    fn return_unsent(&mut self, leased: Vec<Leased>) {
+        if !leased.is_empty() {
+            // They lie before the point that the last claim reached.
+            self.reached = None;
+            self.hungry = true;
+            self.record(leased.iter().map(|leased| give_back(&leased.delivery)).collect());
+        }
+    }
+
+    fn record(&self, outcomes: Vec<Outcome>) {
+        if !outcomes.is_empty() {
+            self.links.db.do_send(Record(outcomes));
+        }
+    }
+
+    /// Has the state written when it has changed.
+    fn remember(&mut self) {
+        let saved = self.health.saved(self.clock.now());
+        if saved != self.saved {
+            self.saved = saved;
+            self.links.db.do_send(Remember(self.destination.id, saved));
+        }
+    }
+
+    /// Looks for work again at `moment`, unless it will do so earlier.
+    fn look_at(&mut self, moment: Instant, ctx: &mut Context<Self>) {
+        if let Some((handle, at)) = self.timer {
+            if at <= moment {
+                return;
+            }
+            ctx.cancel_future(handle);
+        }
+        let wait = moment.saturating_duration_since(clock::now());
+        let handle = ctx.run_later(wait, |this, ctx| {
+            this.timer = None;
+            this.look(ctx);
+        });
+        self.timer = Some((handle, moment));
+    }
+
+    /// Looks for work again, from the beginning.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        self.hungry = true;
+        self.hinted = true;
+        self.reached = None;
+        self.pump(ctx);
+    }
+}
+
+fn limits(shared: &Shared) -> Limits {
+    Limits {
+        threshold: shared.config.breaker_threshold,
+        auto_disable_after: shared.config.auto_disable_after,
+    }
+}
+
+fn panicked(started_at: DbTime) -> Attempt {
+    let answer = Answer::OurFault("posthaste: the request ended in a panic, please report this".into());
+    Attempt { started_at, duration: Duration::ZERO, answer }
+}
+
+/// Reports the end of a request when the task is dropped: by then it has its attempt, or has panicked.
+struct Report {
+    to: Addr<DestinationActor>,
+    finished: Option<Finished>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let Some(finished) = self.finished.take() {
+            self.to.do_send(finished);
+        }
+    }
+}
+
+impl Actor for DestinationActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Wake> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
+        self.links.woken.store(false, Ordering::Release);
+        self.look(ctx);
+    }
+}
+
+impl Handler<Freed> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Freed, ctx: &mut Self::Context) {
+        self.waits_for_slot = false;
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Granted> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, granted: Granted, ctx: &mut Self::Context) {
+        self.claiming = false;
+        self.hungry = granted.more || self.hinted;
+        self.reached = if granted.more && !self.hinted { granted.reached } else { None };
+        if let Some(clock) = granted.clock {
+            self.clock = clock;
+            self.ordered = Ordered::Near;
+        }
+        if let Some(due) = granted.next_due {
+            self.look_at(clock::now() + due.since(self.clock.now()) + DUE_SLACK, ctx);
+        }
+        self.accept(granted.leased);
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Finished> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, finished: Finished, ctx: &mut Self::Context) {
+        if let Some(ended) = self.in_flight.remove(&finished.request) {
+            self.settle(ended, finished.attempt, ctx);
+            self.pump(ctx);
+        }
+    }
+}
+
+impl Handler<Reconfigure> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, Reconfigure(destination): Reconfigure, ctx: &mut Self::Context) {
+        log::info!("destination={} has changed", destination.id);
+        let rate = |d: &Destination| (d.settings.rate_limit_per_second, d.settings.rate_limit_burst);
+        if rate(&destination) != rate(&self.destination) {
+            self.limiter = Limiter::new(&destination.settings);
+        }
+        if destination.settings.ordered != self.destination.settings.ordered {
+            self.ordered = Ordered::Everywhere;
+            let all = self.ready.take_all();
+            self.return_unsent(all);
+        }
+        self.destination = destination;
+        self.sender = self.compile();
+        self.health.reconfigured(self.clock.now(), limits(&self.links.shared));
+        self.look(ctx);
+    }
+}
+
+impl Handler<Retire> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, Retire(grace): Retire, ctx: &mut Self::Context) {
+        self.halted = true;
+        self.retiring = true;
+        if let Some(grace) = grace {
+            ctx.run_later(grace, |this, ctx| {
+                let aborted: Vec<InFlight> = this.in_flight.drain().map(|(_, in_flight)| in_flight).collect();
+                for in_flight in aborted {
+                    in_flight.task.abort();
+                    this.return_unsent(in_flight.batch.leased);
+                }
+                // A claim that is still under way gives itself back when nobody is there to take it.
+                this.claiming = false;
+                this.pump(ctx);
+            });
+        }
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Snapshot> for DestinationActor {
+    type Result = DestinationSnapshot;
+
+    fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> DestinationSnapshot {
+        DestinationSnapshot {
+            destination: self.destination.id,
+            ready: self.ready.len(),
+            in_flight: self.in_flight.len(),
+            tripped: self.health.is_tripped(),
+            paused_until: self.health.saved(self.clock.now()).paused_until,
+            fault: self.sender.as_ref().err().cloned(),
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! The [`Supervisor`]: one [`DestinationActor`] per enabled destination, always.
+//!
+//! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it quick, the
+//! poll makes it sure: whatever was missed is found within one poll interval.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use sqlx::postgres::PgPool;
+use tokio::sync::oneshot;
+
+use super::Shared;
+use super::db::{DbActor, Flush, StopClaims};
+use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
+use crate::clock::{self, DbClock};
+use crate::model::DestinationId;
+use crate::store::StoreError;
+use crate::store::destinations::{self, Loaded, Seen};
+use crate::store::listener::{Hint, Listener, Where};
+
+/// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps panicking.
+const MIN_RESPAWN_DELAY: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const MAX_RESPAWN_DELAY: Duration = Duration::from_secs(60);
+/// Pause before listening is tried again.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
+/// After the grace, how long the results may take to be written before a shutdown gives up waiting.
+const FLUSH_LIMIT: Duration = Duration::from_secs(20);
+
+/// From the listener: look again.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Hinted(Hint);
+
+/// From the listener: whether it can listen.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Listening(Result<(), String>);
+
+/// To itself: a destination that panicked may come back.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Respawn(DestinationId);
+
+/// From the dispatcher: stop everything; the reply comes when it is done.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Shutdown;
+
+/// Asks for the state of the supervisor.
+#[derive(Message)]
+#[rtype(result = "SupervisorSnapshot")]
+pub struct Snapshot;
+
+/// Asks for the states of the destinations; those that do not answer are left out.
+#[derive(Message)]
+#[rtype(result = "Vec<destination::DestinationSnapshot>")]
+pub struct Destinations;
+
+/// The state of the [`Supervisor`].
+#[derive(Clone, Debug, Default, serde::Serialize, MessageResponse)]
+pub struct SupervisorSnapshot {
+    /// Destinations running.
+    pub destinations: usize,
+    /// Whether the destinations have been loaded once.
+    pub loaded: bool,
+    /// Panics of destinations since the start.
+    pub panics: u64,
+    /// Why notifications do not arrive, if they do not: polling still finds everything.
+    pub not_listening: Option<String>,
+    /// Why the last poll failed, if it did.
+    pub trouble: Option<String>,
+}
+
+struct Child {
+    addr: Addr<DestinationActor>,
+    generation: u64,
+    version: i64,
+    woken: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub struct Supervisor {
+    shared: Arc<Shared>,
+    db: Addr<DbActor>,
+    pool: PgPool,
+    /// Where destinations report their end: known once it runs.
+    reports: Option<Recipient<Stopped>>,
+    arbiters: Vec<Arbiter>,
+    children: HashMap<DestinationId, Child>,
+    /// Every life that has not ended, also of destinations that are disabled by now.
+    living: HashMap<(DestinationId, u64), Addr<DestinationActor>>,
+    generation: u64,
+    respawn_delays: HashMap<DestinationId, Duration>,
+    /// Changed destinations that are to be loaded.
+    changed: BTreeSet<DestinationId>,
+    loading: bool,
+    polling: bool,
+    /// A poll is wanted as soon as the present one is done.
+    poll_again: bool,
+    stats: SupervisorSnapshot,
+    stopping: Option<oneshot::Sender<()>>,
+    is_stopping: bool,
+}
+
+impl Supervisor {
+    /// A supervisor whose destinations use `db`.
+    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: PgPool) -> Supervisor {
+        Supervisor {
+            shared,
+            db,
+            pool,
+            reports: None,
+            arbiters: Vec::new(),
+            children: HashMap::new(),
+            living: HashMap::new(),
+            generation: 0,
+            respawn_delays: HashMap::new(),
+            changed: BTreeSet::new(),
+            loading: false,
+            polling: false,
+            poll_again: false,
+            stats: SupervisorSnapshot::default(),
+            stopping: None,
+            is_stopping: false,
+        }
+    }
+
+    /// Looks at all destinations: which have changed, which have work.
+    fn poll(&mut self, ctx: &mut Context<Self>) {
+        if self.is_stopping {
+            return;
+        }
+        if self.polling {
+            self.poll_again = true;
+            return;
+        }
+        (self.polling, self.poll_again) = (true, false);
+        let pool = self.pool.clone();
+        let poll = async move { destinations::poll(&pool).await };
+        ctx.spawn(poll.into_actor(self).map(|seen, this, ctx| {
+            this.polling = false;
+            match seen {
+                Ok(seen) => this.polled(&seen, ctx),
+                Err(error) => this.trouble(&error),
+            }
+            if this.poll_again {
+                this.poll(ctx);
+            }
+        }));
+    }
+
+    fn polled(&mut self, seen: &[Seen], ctx: &mut Context<Self>) {
+        if self.stats.trouble.take().is_some() {
+            log::info!("the database answers again");
+        }
+        let enabled: HashMap<_, _> = seen.iter().map(|seen| (seen.destination, seen)).collect();
+        let gone: Vec<DestinationId> =
+            self.children.keys().filter(|id| !enabled.contains_key(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.retire(id));
+        for seen in seen {
+            match self.children.get(&seen.destination) {
+                Some(child) if child.version == seen.version => {
+                    if seen.due {
+                        child.wake();
+                    }
+                }
+                // Panicked a moment ago: its return is planned.
+                None if self.respawn_delays.contains_key(&seen.destination) => {}
+                _ => {
+                    self.changed.insert(seen.destination);
+                }
+            }
+        }
+        if !self.stats.loaded && self.changed.is_empty() {
+            self.stats.loaded = true;
+            log::info!("no destination is enabled yet");
+        }
+        self.load(ctx);
+    }
+
+    fn trouble(&mut self, error: &StoreError) {
+        if self.stats.trouble.is_none() {
+            log::error!("looking at the destinations failed, trying again until it works: {error}");
+        }
+        self.stats.trouble = Some(error.to_string());
+    }
+
+    /// Loads the destinations that have changed, all of them in one statement.
+    fn load(&mut self, ctx: &mut Context<Self>) {
+        if self.loading || self.changed.is_empty() || self.is_stopping {
+            return;
+        }
+        self.loading = true;
+        let ids: Vec<DestinationId> = std::mem::take(&mut self.changed).into_iter().collect();
+        let pool = self.pool.clone();
+        let load = async move {
+            let loaded = destinations::load(&pool, Some(&ids)).await;
+            (ids, loaded)
+        };
+        ctx.spawn(load.into_actor(self).map(|(ids, loaded), this, ctx| {
+            this.loading = false;
+            match loaded {
+                Ok(loaded) => this.loaded(&ids, loaded),
+                // The next poll sees the difference again.
+                Err(error) => this.trouble(&error),
+            }
+            this.load(ctx);
+        }));
+    }
+
+    fn loaded(&mut self, asked: &[DestinationId], loaded: Vec<Loaded>) {
+        let enabled: BTreeSet<_> = loaded.iter().map(|loaded| loaded.destination.id).collect();
+        asked.iter().filter(|id| !enabled.contains(id)).for_each(|id| self.retire(*id));
+        let before = self.children.len();
+        loaded.into_iter().for_each(|loaded| self.apply(loaded));
+        let started = self.children.len() - before.min(self.children.len());
+        if !std::mem::replace(&mut self.stats.loaded, true) || started > 0 {
+            log::info!("{started} destination(s) started, {} running", self.children.len());
+        }
+    }
+
+    /// Makes the actor of a destination what its row says.
+    fn apply(&mut self, loaded: Loaded) {
+        if self.is_stopping {
+            return;
+        }
+        let id = loaded.destination.id;
+        match self.children.get_mut(&id) {
+            Some(child) if child.version == loaded.version => {}
+            Some(child) => {
+                child.version = loaded.version;
+                child.addr.do_send(Reconfigure(Box::new(loaded.destination)));
+            }
+            None => self.spawn(loaded),
+        }
+    }
+
+    fn spawn(&mut self, loaded: Loaded) {
+        let id = loaded.destination.id;
+        self.generation += 1;
+        let generation = self.generation;
+        let woken = Arc::new(AtomicBool::new(false));
+        let Some(stopped) = self.reports.clone() else { return };
+        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
+        let arbiter = &self.arbiters[generation as usize % self.arbiters.len()];
+        let Loaded { destination, saved, version, now } = loaded;
+        let db_clock = DbClock::new(now, clock::now());
+        let addr = DestinationActor::start_in_arbiter(&arbiter.handle(), move |_| {
+            DestinationActor::new(Box::new(destination), saved, db_clock, generation, links)
+        });
+        let child = Child { addr: addr.clone(), generation, version, woken };
+        child.wake();
+        self.living.insert((id, generation), addr);
+        self.children.insert(id, child);
+    }
+
+    /// Lets a destination that is disabled or deleted finish what is in flight and go.
+    fn retire(&mut self, id: DestinationId) {
+        self.respawn_delays.remove(&id);
+        if let Some(child) = self.children.remove(&id) {
+            log::info!("destination={id} is not enabled any more");
+            child.addr.do_send(Retire(None));
+        }
+    }
+
+    fn wake(&mut self, place: Where, ctx: &mut Context<Self>) {
+        match place {
+            Where::At(ids) => ids.iter().filter_map(|id| self.children.get(id)).for_each(Child::wake),
+            Where::Everywhere => self.poll(ctx),
+        }
+    }
+
+    /// Ends the shutdown when the last destination is gone.
+    fn check_stopped(&mut self, ctx: &mut Context<Self>) {
+        if !self.living.is_empty() || self.stopping.is_none() {
+            return;
+        }
+        let Some(done) = self.stopping.take() else { return };
+        let db = self.db.clone();
+        let flush = async move { tokio::time::timeout(FLUSH_LIMIT, db.send(Flush)).await };
+        ctx.spawn(flush.into_actor(self).map(|flushed, this, _| {
+            if flushed.is_err() {
+                log::error!("some results could not be written; their deliveries will be sent again");
+            }
+            this.arbiters.iter().for_each(|arbiter| {
+                arbiter.stop();
+            });
+            // Nobody waits any more if the process is being killed.
+            done.send(()).unwrap_or(());
+        }));
+    }
+}
+
+impl Child {
+    /// Wakes the destination, unless a wake is under way to it.
+    fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            self.addr.do_send(Wake);
+        }
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.arbiters = (0..self.shared.config.workers.max(1)).map(|_| Arbiter::new()).collect();
+        self.reports = Some(ctx.address().recipient());
+        self.poll(ctx);
+        ctx.run_interval(self.shared.config.poll_interval, |this, ctx| this.poll(ctx));
+        actix_rt::spawn(listen(self.pool.clone(), ctx.address()));
+    }
+}
+
+/// Listens for as long as the supervisor lives. After every connect it has everything looked at once: what was
+/// notified meanwhile is lost.
+async fn listen(pool: PgPool, supervisor: Addr<Supervisor>) {
+    while supervisor.connected() {
+        let failed = match Listener::connect(&pool).await {
+            Ok(mut listener) => {
+                supervisor.do_send(Listening(Ok(())));
+                supervisor.do_send(Hinted(Hint::Wake(Where::Everywhere)));
+                loop {
+                    match listener.next().await {
+                        Ok(hint) => supervisor.do_send(Hinted(hint)),
+                        Err(error) => break error,
+                    }
+                }
+            }
+            Err(error) => error,
+        };
+        supervisor.do_send(Listening(Err(failed.to_string())));
+        tokio::time::sleep(LISTEN_RETRY).await;
+    }
+}
+
+impl Handler<Hinted> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Hinted(hint): Hinted, ctx: &mut Self::Context) {
+        match hint {
+            Hint::Wake(place) => self.wake(place, ctx),
+            Hint::Config(Where::At(ids)) => {
+                self.changed.extend(ids);
+                self.load(ctx);
+            }
+            Hint::Config(Where::Everywhere) => self.poll(ctx),
+        }
+    }
+}
+
+impl Handler<Listening> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Listening(state): Listening, _: &mut Self::Context) {
+        match (&state, &self.stats.not_listening) {
+            (Err(why), None) => log::warn!("not listening for notifications, polling instead: {why}"),
+            (Ok(()), Some(_)) => log::info!("listening for notifications again"),
+            _ => {}
+        }
+        self.stats.not_listening = state.err();
+    }
+}
+
+impl Handler<Stopped> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, stopped: Stopped, ctx: &mut Self::Context) {
+        let Stopped { destination: id, generation, clean } = stopped;
+        self.living.remove(&(id, generation));
+        let current = self.children.get(&id).is_some_and(|child| child.generation == generation);
+        if !clean && !self.is_stopping {
+            self.stats.panics += 1;
+            log::error!("destination={id} panicked; what it had in flight is sent again when its leases end");
+        }
+        if current {
+            self.children.remove(&id);
+            if !self.is_stopping {
+                let delay = self.respawn_delays.get(&id).map_or(MIN_RESPAWN_DELAY, |d| *d * 2);
+                self.respawn_delays.insert(id, delay.min(MAX_RESPAWN_DELAY));
+                ctx.notify_later(Respawn(id), delay.min(MAX_RESPAWN_DELAY));
+            }
+        }
+        self.check_stopped(ctx);
+    }
+}
+
+impl Handler<Respawn> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Respawn(id): Respawn, ctx: &mut Self::Context) {
+        self.changed.insert(id);
+        self.load(ctx);
+        // A life that lasts is not punished for the one before.
+        ctx.run_later(MAX_RESPAWN_DELAY, move |this, _| {
+            if this.children.contains_key(&id) {
+                this.respawn_delays.remove(&id);
+            }
+        });
+    }
+}
+
+impl Handler<Shutdown> for Supervisor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
+        let (done, stopped) = oneshot::channel();
+        self.is_stopping = true;
+        self.stopping = Some(done);
+        self.db.do_send(StopClaims);
+        let grace = self.shared.config.shutdown_grace;
+        self.living.values().for_each(|addr| addr.do_send(Retire(Some(grace))));
+        self.check_stopped(ctx);
+        Box::pin(async { stopped.await.unwrap_or(()) })
+    }
+}
+
+impl Handler<Snapshot> for Supervisor {
+    type Result = SupervisorSnapshot;
+
+    fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> SupervisorSnapshot {
+        SupervisorSnapshot { destinations: self.children.len(), ..self.stats.clone() }
+    }
+}
+
+impl Handler<Destinations> for Supervisor {
+    type Result = ResponseFuture<Vec<destination::DestinationSnapshot>>;
+
+    fn handle(&mut self, _: Destinations, _: &mut Self::Context) -> Self::Result {
+        let asked: Vec<_> =
+            self.children.values().map(|child| child.addr.send(destination::Snapshot)).collect();
+        Box::pin(async move {
+            futures_util::future::join_all(asked).await.into_iter().filter_map(Result::ok).collect()
+        })
+    }
+}
