@@ -158,6 +158,7 @@ fn certificate(fault: &CertificateError) -> String {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "certificate is for another host".into()
         }
+        CertificateError::BadSignature => "certificate with a wrong signature".into(),
         CertificateError::Revoked => "certificate was revoked".into(),
         other => format!("certificate refused: {other}"),
     }
@@ -190,4 +191,30 @@ fn chain(what: &str, error: &(dyn Error + 'static)) -> String {
 
 fn shorten(message: &str) -> String {
     message.chars().filter(|c| *c != '\0').take(MAX_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_descriptors_is_our_fault() {
+        let peer = SocketAddr::from(([192, 0, 2, 1], 443));
+        for code in [12, 23, 24, 105] {
+            let error = io::Error::from_raw_os_error(code);
+            for fault in [connect(&error, peer), lookup(&error, "example.com"), tls(&error, peer)] {
+                assert!(matches!(fault, Unconnected::Ours(_)), "{fault}");
+            }
+            let sent = send(SendRequestError::Send(io::Error::from_raw_os_error(code)));
+            assert!(matches!(sent, Failure::Ours(_)));
+        }
+        assert!(matches!(connect(&io::Error::from_raw_os_error(111), peer), Unconnected::Theirs(_)));
+    }
+
+    #[test]
+    fn causes_are_told_once_and_not_without_end() {
+        let inner = io::Error::other("x".repeat(10_000));
+        let message = chain("it failed", &io::Error::other(inner));
+        assert!(message.starts_with("it failed: xxx") && message.len() == MAX_CHARS, "{message}");
+    }
 }

@@ -1,5 +1,5 @@
 //! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with one
-//! exception: a kept-alive connection that turns out to be dead is replaced at once (see [`wire`]).
+//! exception: a kept-alive connection that turns out to be dead is replaced at once (see `wire.rs`).
 //!
 //! ```text
 //!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature
@@ -30,7 +30,7 @@ use bytes::Bytes;
 
 use self::connector::Dialer;
 use self::explain::Failure;
-use self::pool::Pool;
+use self::pool::{KEEP_ALIVE, Pool};
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery};
 
@@ -64,7 +64,8 @@ impl Sender {
     /// A sender for `target`. Costs no connection yet.
     pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
         let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
-        let pool = Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers));
+        let pool =
+            Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
         Sender { target, pool }
     }
 
@@ -102,8 +103,8 @@ impl Sender {
     }
 
     async fn send(&self, request: Request<'_>, body: Bytes) -> Result<awc::ClientResponse, Answer> {
-        let headers = headers::of_request(&self.target, request, &body);
-        let first = match self.pool.send(headers.clone(), body.clone()) {
+        let headers = || headers::of_request(&self.target, request, &body);
+        let first = match self.pool.send(headers(), body.clone()) {
             Ok(sent) => sent.await,
             Err(error) => Err(error),
         };
@@ -112,7 +113,7 @@ impl Sender {
             Err(error) => explain::send(error),
         };
         let failure = match failure {
-            Failure::Stale => match self.pool.send_fresh(headers, body) {
+            Failure::Stale => match self.pool.send_fresh(headers(), body.clone()) {
                 Ok(sent) => match sent.await {
                     Ok(head) => return Ok(head),
                     Err(error) => explain::send(error),

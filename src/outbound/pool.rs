@@ -4,11 +4,11 @@
 //! literal IPv6 addresses work. Its pool then knows one kind of connection only.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use actix_http::Method;
 use actix_http::header::HeaderMap;
+use actix_http::{Method, Uri};
 use awc::error::SendRequestError;
 use awc::{Client, Connector, FrozenClientRequest, SendClientRequest};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use super::connector::Dialer;
 use crate::clock;
 
 /// How long an unused connection is kept. Most receivers close theirs after 5 to 75 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a connection is used at most: then the name is looked up again, and the egress rules judge again.
 const LIFETIME: Duration = Duration::from_secs(60);
 /// awc's own limits on connecting, which the attempt's deadline must always undercut: 30 s at most.
@@ -26,8 +26,9 @@ const NEVER: Duration = Duration::from_secs(60);
 /// Requests go in here; connections are nobody else's business.
 pub(super) struct Pool {
     dialer: Dialer,
-    uri: actix_http::Uri,
+    uri: Uri,
     headers: HeaderMap,
+    keep_alive: Duration,
     client: RefCell<Option<FrozenClientRequest>>,
     in_flight: Cell<usize>,
     last_used: Cell<Instant>,
@@ -45,11 +46,12 @@ impl Drop for InFlight {
 }
 
 impl Pool {
-    pub(super) fn new(dialer: Dialer, uri: actix_http::Uri, headers: HeaderMap) -> Rc<Pool> {
+    pub(super) fn new(dialer: Dialer, uri: Uri, headers: HeaderMap, keep_alive: Duration) -> Rc<Pool> {
         Rc::new(Pool {
             dialer,
             uri,
             headers,
+            keep_alive,
             client: RefCell::new(None),
             in_flight: Cell::new(0),
             last_used: Cell::new(clock::now()),
@@ -61,7 +63,7 @@ impl Pool {
     pub(super) fn enter(self: &Rc<Pool>) -> InFlight {
         self.in_flight.set(self.in_flight.get() + 1);
         if !self.sweeping.replace(true) {
-            actix_rt::spawn(sweep(Rc::downgrade(self)));
+            actix_rt::spawn(sweep(Rc::downgrade(self), self.keep_alive));
         }
         InFlight(self.clone())
     }
@@ -101,7 +103,7 @@ impl Pool {
             .limit(0)
             .timeout(NEVER)
             .handshake_timeout(NEVER)
-            .conn_keep_alive(KEEP_ALIVE)
+            .conn_keep_alive(self.keep_alive)
             .conn_lifetime(LIFETIME);
         let client = Client::builder()
             .connector(connector)
@@ -117,15 +119,54 @@ impl Pool {
 
 /// awc looks at idle connections only when it wants one. Without this, a destination that fell silent would keep
 /// its connections, and their descriptors, for ever.
-async fn sweep(pool: std::rc::Weak<Pool>) {
+async fn sweep(pool: Weak<Pool>, keep_alive: Duration) {
     loop {
-        actix_rt::time::sleep(KEEP_ALIVE).await;
+        actix_rt::time::sleep(keep_alive).await;
         let Some(pool) = pool.upgrade() else { return };
         let idle = clock::now().saturating_duration_since(pool.last_used.get());
-        if pool.in_flight.get() == 0 && idle >= KEEP_ALIVE {
+        if pool.in_flight.get() == 0 && idle >= keep_alive {
             pool.clear();
             pool.sweeping.set(false);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::outbound::target::{Destined, Endpoint};
+    use crate::policy::egress::Rules;
+
+    #[actix_rt::test]
+    async fn idle_connections_are_closed_without_another_request() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let uri: Uri = format!("http://127.0.0.1:{port}/").parse().unwrap();
+        let host = Destined::Literal([127, 0, 0, 1].into());
+        let endpoint = Endpoint { host, port, tls: None, uri: uri.clone() };
+        let rules = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], https_only: false };
+        let dialer = Dialer::new(endpoint, Arc::new(rules), Duration::from_secs(5));
+        let pool = Pool::new(dialer, uri, HeaderMap::new(), Duration::from_millis(50));
+
+        let receiver = actix_rt::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 1024];
+            assert!(stream.read(&mut buffer).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            stream.read(&mut buffer).await.unwrap()
+        });
+        let in_flight = pool.enter();
+        let response = pool.send(HeaderMap::new(), Bytes::new()).unwrap().await.unwrap();
+        assert_eq!(response.status(), 204);
+        drop((response, in_flight));
+
+        let closed = tokio::time::timeout(Duration::from_secs(5), receiver).await.unwrap().unwrap();
+        assert_eq!(closed, 0, "the connection ended without further bytes");
+        assert!(pool.client.borrow().is_none());
     }
 }

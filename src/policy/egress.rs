@@ -9,6 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use url::{Host, Url};
 
+/// Longest URL in bytes: most receivers take no longer request line.
+pub const MAX_URL_BYTES: usize = 8 * 1024;
+
 /// The egress rules of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -105,6 +108,9 @@ impl Rules {
     /// # Errors
     /// The first rule that refuses it.
     pub fn check_url(&self, text: &str) -> Result<Url, Refusal> {
+        if text.len() > MAX_URL_BYTES {
+            return Err(Refusal::Malformed(format!("it is longer than {MAX_URL_BYTES} bytes")));
+        }
         // The URL standard silently drops tabs and line breaks; what is sent should be what is written.
         if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return Err(Refusal::Malformed("it contains whitespace or a control character".into()));
@@ -380,7 +386,6 @@ mod tests {
             ("", "cannot be used"),
             ("example.com", "cannot be used"),
             ("http://", "cannot be used"),
-            ("https:///path", "refused"),
             ("http://exa\nmple.com/", "control character"),
             (" https://example.com/", "whitespace"),
             ("https://example.com:0/", "port 0"),
@@ -413,14 +418,7 @@ mod tests {
             ("http://a.localhost:8080/", "loopback"),
         ];
         for (url, reason) in table {
-            let rules = Rules::default();
-            let outcome = rules.check_url(url);
-            // The empty authority of a special scheme is skipped by the URL standard: the path becomes the host.
-            if url == "https:///path" {
-                assert_eq!(outcome.unwrap().host_str(), Some("path"));
-                continue;
-            }
-            let refusal = outcome.expect_err(url).to_string();
+            let refusal = Rules::default().check_url(url).expect_err(url).to_string();
             assert!(refusal.contains(reason), "{url}: {refusal}");
             assert!(!refusal.contains("hunter2"), "{refusal}");
         }
