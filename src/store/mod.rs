@@ -5,15 +5,19 @@
 //! `infinity` in an application's table cannot hurt.
 
 pub mod database;
+pub mod demo;
 pub mod migrate;
 
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
 
 use crate::model::Secret;
+
+/// One connection to the database, for those above this module, who need not know whose it is.
+pub type Connection = PgConnection;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -57,7 +61,7 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
 /// # Errors
 /// [`StoreError::Timeout`] after [`CONNECT_TIMEOUT`], else whatever the database says.
 pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-    in_time(PgConnection::connect_with(options)).await
+    in_time(<PgConnection as sqlx::Connection>::connect_with(options)).await
 }
 
 /// Runs `statement` for at most [`STATEMENT_TIMEOUT`].
