@@ -9,9 +9,9 @@
 //! <dir>/postgres.log  what the server says
 //! ```
 //!
-//! The server runs in a process group of its own and outlives a killed Posthaste; the next start finds it through
-//! `postmaster.pid` and uses it. As root it runs as another user, because PostgreSQL refuses to run as root.
-//! Everything here blocks: call it before the actors start and after they have stopped.
+//! The server runs in a process group of its own and outlives a killed Posthaste; the next start finds it
+//! through `postmaster.pid` and uses it. As root it runs as another user, because PostgreSQL refuses to run
+//! as root. Everything here blocks: call it before the actors start and after they have stopped.
 
 mod binaries;
 
@@ -74,7 +74,7 @@ pub enum EmbeddedError {
     Missing,
     /// The data were written by a version that is not installed.
     #[error(
-        "{} was written by PostgreSQL {data}, but only other versions (the newest is {newest}) are installed; \
+        "{} was written by PostgreSQL {data}, which is not installed (the newest that is: {newest}); \
          install PostgreSQL {data}, or use another data directory", directory.display()
     )]
     Version {
@@ -167,8 +167,8 @@ pub fn default_data_dir() -> PathBuf {
 }
 
 impl Embedded {
-    /// Starts the server of `dir`, creating it where it does not exist yet, or takes over the one that still runs.
-    /// Returns when it accepts connections.
+    /// Starts the server of `dir`, creating it where it does not exist yet, or takes over the one that still
+    /// runs. Returns when it accepts connections.
     ///
     /// # Errors
     /// Each variant of [`EmbeddedError`] says what to do.
@@ -216,13 +216,22 @@ impl Embedded {
     /// # Errors
     /// When the server cannot be stopped, or its directory not be removed.
     pub fn stop(mut self) -> Result<(), EmbeddedError> {
+        match self.durability {
+            Durability::Durable => self.shut_down(),
+            Durability::Throwaway => self.remove(),
+        }
+    }
+
+    /// Stops the server and removes its data.
+    ///
+    /// # Errors
+    /// When the server cannot be stopped, or its directory not be removed.
+    pub fn remove(mut self) -> Result<(), EmbeddedError> {
         self.shut_down()?;
-        if self.durability == Durability::Throwaway {
-            let dir = &self.home.dir;
-            fs::remove_dir_all(dir).map_err(io_error("remove", dir))?;
-            if !self.socket.starts_with(dir) {
-                fs::remove_dir_all(&self.socket).map_err(io_error("remove", &self.socket))?;
-            }
+        let dir = &self.home.dir;
+        fs::remove_dir_all(dir).map_err(io_error("remove", dir))?;
+        if !self.socket.starts_with(dir) {
+            fs::remove_dir_all(&self.socket).map_err(io_error("remove", &self.socket))?;
         }
         Ok(())
     }
@@ -378,7 +387,8 @@ impl Home {
         self.make_dir(&fresh)?;
         let mut command = self.binaries()?.command("initdb");
         command.arg("-D").arg(&fresh).args(["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C"]);
-        command.stdin(Stdio::null());
+        // Ctrl-C is for us: half a cluster would be of no use.
+        command.stdin(Stdio::null()).process_group(0);
         let output = self.as_owner(&mut command).output().map_err(io_error("run initdb in", &fresh))?;
         if !output.status.success() {
             let detail = last_lines(&String::from_utf8_lossy(&output.stderr));
@@ -420,9 +430,9 @@ impl Home {
         self.data.join("postmaster.pid")
     }
 
-    /// PostgreSQL refuses to start while `postmaster.pid` names a living process, even one that only got the number
-    /// of a dead server (in containers that is the rule). Where it is certain that no process of a server of this
-    /// directory is left, the file goes; else PostgreSQL decides.
+    /// PostgreSQL refuses to start while `postmaster.pid` names a living process, even one that only got the
+    /// number of a dead server (in containers that is the rule). Where it is certain that no process of a
+    /// server of this directory is left, the file goes; else PostgreSQL decides.
     fn forget_a_dead_server(&self) -> Result<(), EmbeddedError> {
         let path = self.pid_file();
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -446,7 +456,8 @@ impl Home {
         PathBuf::from("/tmp").join(format!("posthaste-{name}"))
     }
 
-    /// Makes the socket's directory. In a directory that everybody may write to, somebody else may have been faster.
+    /// Makes the socket's directory. In a directory that everybody may write to, somebody else may have been
+    /// faster.
     fn make_socket_dir(&self) -> Result<PathBuf, EmbeddedError> {
         let dir = self.socket_dir();
         let Ok(found) = fs::symlink_metadata(&dir) else {
@@ -477,7 +488,8 @@ impl Home {
         last_lines(&String::from_utf8_lossy(&fs::read(self.log()).unwrap_or_default()))
     }
 
-    /// Lets `command` run as the owner of the data, where it may be: our own directory may be closed to that user.
+    /// Lets `command` run as the owner of the data, where it may be: our own directory may be closed to that
+    /// user.
     fn as_owner<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         if let Some(account) = self.account {
             command.uid(account.uid).gid(account.gid);
@@ -535,7 +547,8 @@ fn find_account(passwd: &str, name: &str) -> Option<Account> {
     Some(Account { uid: line[2].parse().ok()?, gid: line[3].parse().ok()? })
 }
 
-/// Whether `pid` works in `directory`, as every process of a PostgreSQL server does; `None` if that cannot be known.
+/// Whether `pid` works in `directory`, as every process of a PostgreSQL server does; `None` if that cannot be
+/// known.
 fn works_in(pid: Pid, directory: &Path) -> Option<bool> {
     match fs::read_link(format!("/proc/{}/cwd", pid.as_raw_pid())) {
         Ok(path) => Some(path == directory),

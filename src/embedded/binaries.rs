@@ -8,7 +8,8 @@ use super::EmbeddedError;
 /// The oldest PostgreSQL that Posthaste works with.
 pub(super) const OLDEST: u32 = 14;
 
-/// Directories that hold one directory per installed version: (parent, start of the name, where the programs are).
+/// Directories that hold one directory per installed version: (parent, start of the name, where the programs
+/// are).
 const PLACES: [(&str, &str, &str); 5] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
+use url::Url;
+use url::form_urlencoded::Serializer;
 
 use super::{StoreError, connect, options};
 use crate::model::Secret;
@@ -45,6 +47,24 @@ pub async fn drop(server: &Secret, name: &str) -> Result<(), StoreError> {
     command(server, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
 }
 
+/// `url` with another database in it.
+///
+/// # Errors
+/// When `url` is no URL.
+pub fn with_name(url: &Secret, name: &str) -> Result<Secret, StoreError> {
+    let mut url = Url::parse(url.reveal()).map_err(|error| StoreError::Url(error.to_string()))?;
+    url.set_path(name);
+    // The parameter would win over the path.
+    let others: Vec<_> = url.query_pairs().filter(|(key, _)| key != "dbname").collect();
+    let query = others.iter().fold(Serializer::new(String::new()), |mut query, (key, value)| {
+        query.append_pair(key, value);
+        query
+    });
+    let query = { query }.finish();
+    url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
+    Ok(Secret::new(url.as_str()))
+}
+
 /// Says goodbye. A server that does not listen any more needs none.
 pub async fn close(connection: PgConnection) {
     if let Err(error) = connection.close().await {
@@ -65,4 +85,22 @@ async fn command(server: &Secret, sql: String) -> Result<(), StoreError> {
 
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_keeps_everything_but_its_database() {
+        for (url, expected) in [
+            ("postgres://u:p%40@host:5433/app", "postgres://u:p%40@host:5433/demo"),
+            ("postgres://host?sslmode=require", "postgres://host/demo?sslmode=require"),
+            ("postgres:///app?host=%2Frun%2Fpg&user=u", "postgres:///demo?host=%2Frun%2Fpg&user=u"),
+            ("postgres://host/app?dbname=other&user=u", "postgres://host/demo?user=u"),
+        ] {
+            assert_eq!(with_name(&Secret::new(url), "demo").unwrap().reveal(), expected);
+        }
+        assert!(with_name(&Secret::new("host=localhost"), "demo").is_err());
+    }
 }

@@ -8,6 +8,7 @@ pub mod database;
 pub mod deliveries;
 pub mod destinations;
 pub mod listener;
+pub mod demo;
 pub mod migrate;
 pub mod presence;
 mod time;
@@ -15,10 +16,13 @@ mod time;
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
 
 use crate::model::Secret;
+
+/// One connection to the database, for those above this module, who need not know whose it is.
+pub type Connection = PgConnection;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -89,7 +93,7 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
 /// # Errors
 /// [`StoreError::Timeout`] after [`CONNECT_TIMEOUT`], else whatever the database says.
 pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-    in_time(PgConnection::connect_with(options)).await
+    in_time(<PgConnection as sqlx::Connection>::connect_with(options)).await
 }
 
 /// Runs `statement` for at most [`STATEMENT_TIMEOUT`].

@@ -1,9 +1,9 @@
 //! One private PostgreSQL for all tests of a run, although every test is a process of its own.
 //!
-//! The first test starts it, the others find it. Each holds a shared lock on `<base>.users` for as long as it lives,
-//! however it ends. A small watchdog (a shell loop with flock(1)) tries for the exclusive lock every few seconds: once
-//! it gets it, nobody is left, and it stops the server and removes its directory. Without flock(1) the server stays
-//! for the next run.
+//! The first test starts it, the others find it. Each holds a shared lock on `<base>.users` for as long as it
+//! lives, however it ends. A small watchdog (a shell loop with flock(1)) tries for the exclusive lock every
+//! few seconds: once it gets it, nobody is left, and it stops the server and removes its directory. Without
+//! flock(1) the server stays for the next run.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -106,8 +106,9 @@ fn watch(base: &Path, pid: i32) {
     if lock_file(&watched).try_lock().is_err() {
         return;
     }
-    // The outer flock makes it the only watchdog; the inner one succeeds only when no test process is left. The
-    // server is given time to go before the lock is free again, so that the next test never meets a dying one.
+    // The outer flock makes it the only watchdog; the inner one succeeds only when no test process is left.
+    // The server is given time to go before the lock is free again, so that the next test never meets a dying
+    // one.
     let stop = "kill -INT $2; while kill -0 $2; do sleep 0.1; done; rm -rf \"$1\" \"$1\".watched";
     let watch =
         format!("while sleep 5 && kill -0 $2; do flock -n \"$1\".users sh -c '{stop}' x \"$1\" $2; done");

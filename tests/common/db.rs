@@ -134,7 +134,8 @@ impl Drop for Db {
     }
 }
 
-/// A destination that is being described. Values are written as PostgreSQL reads them: `42`, `{a,b}`, `{"token":"x"}`.
+/// A destination that is being described. Values are written as PostgreSQL reads them: `42`, `{a,b}`,
+/// `{"token":"x"}`.
 pub struct NewDestination<'a> {
     db: &'a Db,
     columns: Vec<(&'static str, String)>,

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::{Db, Receiver};
 
-/// Matching pairs of destination and event without a delivery. Filters by jsonpath have tests of their own; events
-/// from before a destination do not count.
+/// Matching pairs of destination and event without a delivery. Filters by jsonpath have tests of their own;
+/// events from before a destination do not count.
 const LOST: &str = r"
     SELECT count(*) FROM webhook_destinations d
     JOIN activity_logs e ON e.org_id = d.org_id AND e.created_at >= d.created_at
@@ -41,8 +41,8 @@ const DELIVERED: &str = "
     SELECT d.url, w.log_id FROM webhook_deliveries w JOIN webhook_destinations d ON d.id = w.destination_id
     WHERE w.status = 'delivered'";
 
-/// Call it when nothing is in flight any more: after the last delivery, or after the program has ended. `receivers`
-/// are those whose records tell the truth; destinations elsewhere are not looked at there.
+/// Call it when nothing is in flight any more: after the last delivery, or after the program has ended.
+/// `receivers` are those whose records tell the truth; destinations elsewhere are not looked at there.
 pub async fn check_invariants(db: &Db, receivers: &[&Receiver]) {
     // Results may still be on their way to the database when the receiver has answered.
     super::eventually("no delivery is leased", async || db.number(LEASED).await == 0).await;

@@ -1,7 +1,8 @@
-//! What the integration tests share: databases, receivers, the program itself, and the invariants of the whole.
+//! What the integration tests share: databases, receivers, the program itself, and the invariants of the
+//! whole.
 //!
 //! ```text
-//! Db          a database of the test's own, cloned from a migrated template on one private server for all tests
+//! Db          a database of the test's own, cloned from a migrated template on one server for all tests
 //! Receiver    a real HTTP server that remembers everything and misbehaves as told
 //! Posthaste   the real binary as a child process
 //! Server      a private PostgreSQL for one test alone, which it may crash

@@ -1,5 +1,5 @@
-//! A receiver of webhooks: a minimal HTTP/1.1 server on real sockets, on a thread of its own, that remembers every
-//! request and answers as the test says.
+//! A receiver of webhooks: a minimal HTTP/1.1 server on real sockets, on a thread of its own, that remembers
+//! every request and answers as the test says.
 
 use std::collections::HashMap;
 use std::io;
