@@ -4,6 +4,7 @@
 //! on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so that
 //! `infinity` in an application's table cannot hurt.
 
+pub mod database;
 pub mod migrate;
 
 use std::str::FromStr;

@@ -1,0 +1,177 @@
+//! The real program as a child process.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use posthaste::model::Secret;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What `serve` logs once its port is open.
+const LISTENING: &str = "listening on http://";
+
+/// Whether a start waits for `/readyz`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    Wait,
+    DoNotWait,
+}
+
+/// A running `posthaste`. Dropping it kills it; if the test fails, its log is printed.
+pub struct Posthaste {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    readers: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Posthaste {
+    /// `posthaste serve` on the database at `url`, ready. Loopback is allowed, polling is frequent.
+    pub async fn serve(url: &Secret) -> Posthaste {
+        Posthaste::serve_with(url, &[]).await
+    }
+
+    /// [`Posthaste::serve`] with further environment variables, or other values for those it sets itself.
+    pub async fn serve_with(url: &Secret, environment: &[(&str, &str)]) -> Posthaste {
+        let mut all = vec![("DATABASE_URL", url.reveal())];
+        all.extend_from_slice(environment);
+        let program = Posthaste::spawn(&["serve"], &all);
+        program.ready().await;
+        program
+    }
+
+    /// Any command, with a clean environment: only what a dispatcher on loopback needs, and `environment`.
+    pub fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> Posthaste {
+        let mut child = command(arguments, environment).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        let readers = outputs.map(|output| {
+            let log = log.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&String::from_utf8_lossy(&line));
+                    log.push('\n');
+                }
+            })
+        });
+        Posthaste { child, log, readers: readers.into() }
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn ready(&self) {
+        super::eventually("posthaste is ready", async || {
+            assert!(!self.log().contains("panicked"), "posthaste panicked");
+            self.get("/readyz").await.is_some_and(|(status, _)| status == 200)
+        })
+        .await;
+    }
+
+    /// Where its HTTP server listens, once it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let log = self.log();
+        let (_, after) = log.split_once(LISTENING)?;
+        after.split(|c: char| c.is_whitespace() || c == '/' || c == ',').next()?.parse().ok()
+    }
+
+    /// GETs a path from its HTTP server: status and body; `None` while nothing answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = tokio::net::TcpStream::connect(self.address()?).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: posthaste\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut response = String::new();
+        let all = stream.read_to_string(&mut response);
+        tokio::time::timeout(Duration::from_secs(5), all).await.ok()?.ok()?;
+        let status = response.split(' ').nth(1)?.parse().ok()?;
+        Some((status, response.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    /// Everything it has printed.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Fails when one of `secrets` stands in the log.
+    pub fn assert_silent_about(&self, secrets: &[&str]) {
+        let log = self.log();
+        for secret in secrets {
+            assert!(!log.contains(secret), "the log holds the secret {secret}");
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.pid()).unwrap(), signal).unwrap();
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill_9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.exit().await
+    }
+
+    /// Waits for the end.
+    pub async fn exit(&mut self) -> ExitStatus {
+        let mut status = None;
+        super::eventually("posthaste ends", async || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        self.readers.drain(..).for_each(|reader| reader.join().unwrap());
+        status.unwrap()
+    }
+}
+
+impl Drop for Posthaste {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- the log of posthaste ---\n{}---", self.log());
+        }
+    }
+}
+
+/// Runs a command to its end: `run(&["migrate"], &[("DATABASE_URL", url)])`.
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    command(arguments, environment).output().unwrap()
+}
+
+fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+    // Neither the variables of whoever runs the tests nor a .env file above the directory may matter.
+    command.args(arguments).env_clear().current_dir("/");
+    for name in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.envs([
+        ("POSTHASTE_LISTEN", "127.0.0.1:0"),
+        ("POSTHASTE_ALLOW_NETWORKS", "127.0.0.0/8"),
+        ("POSTHASTE_POLL_INTERVAL", "1s"),
+        ("RUST_LOG", "info,posthaste=debug"),
+        ("RUST_BACKTRACE", "1"),
+    ]);
+    command.envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
