@@ -3,17 +3,24 @@
 -- Every function runs with its owner's rights and pinned settings: a producer needs no rights beyond its INSERT, and
 -- nothing that a session sets changes what happens.
 
+-- Whether a path yields exactly one boolean or null whatever it looks at, an empty object included: only predicates
+-- do that, and constants, which are of no use.
+CREATE OR REPLACE FUNCTION public.posthaste_is_predicate(path jsonpath) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+    SELECT jsonb_path_query_array_tz('{}', path, '{}', true) IN ('[true]', '[false]', '[null]')
+        AND path::text NOT IN ('true', 'false', 'null', 'strict true', 'strict false', 'strict null')
+$$;
+
 -- What is wrong with an event_filter, or NULL.
 CREATE OR REPLACE FUNCTION public.posthaste_filter_fault(filter jsonb) RETURNS text
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET "TimeZone" = 'UTC'
 AS $$
 DECLARE
     stray text;
-    path jsonpath;
-    items bigint;
-    truths bigint;
+    predicate boolean;
 BEGIN
     IF filter IS NULL THEN
         RETURN NULL;
@@ -32,17 +39,13 @@ BEGIN
         RETURN '$jsonpath must be a string';
     END IF;
     BEGIN
-        path := (filter ->> '$jsonpath')::jsonpath;
-        -- A predicate yields exactly one boolean or null whatever it looks at, an empty object included; any other
-        -- path yields nothing here, or something else. The constants are the one exception.
-        SELECT count(*), count(*) FILTER (WHERE jsonb_typeof(v) IN ('boolean', 'null')) INTO items, truths
-        FROM jsonb_path_query_tz('{}', path, '{}', true) v;
+        predicate := public.posthaste_is_predicate((filter ->> '$jsonpath')::jsonpath);
     EXCEPTION
         WHEN data_exception OR syntax_error_or_access_rule_violation OR feature_not_supported
             OR program_limit_exceeded THEN
         RETURN format('$jsonpath cannot be used: %s', SQLERRM);
     END;
-    IF items <> 1 OR truths <> 1 OR path::text ~ '^(strict )?[(]?(true|false|null)[)]?$' THEN
+    IF NOT predicate THEN
         RETURN '$jsonpath must be a predicate, such as $.event_category == "security", not a path';
     END IF;
     RETURN NULL;
@@ -87,10 +90,11 @@ AS $$
     WHERE d.enabled AND d.org_id = ANY (orgs)
         AND CASE
             WHEN d.event_filter IS NULL OR d.event_filter = '{}' THEN true
-            WHEN d.event_filter ? '$jsonpath' OR jsonb_typeof(d.event_filter) <> 'object'
-                OR d.event_filter::text LIKE '%"$%'
-            THEN public.posthaste_filter_fault(d.event_filter) IS NULL
-            ELSE true
+            WHEN jsonb_typeof(d.event_filter) <> 'object' THEN false
+            -- Whether the path is a predicate is seen when it is evaluated.
+            ELSE coalesce(jsonb_typeof(d.event_filter -> '$jsonpath'), 'string') = 'string'
+                AND NOT EXISTS (SELECT FROM jsonb_object_keys(d.event_filter) k
+                                WHERE k LIKE '$%' AND k <> '$jsonpath')
         END
 $$;
 
@@ -103,9 +107,13 @@ SET "TimeZone" = 'UTC'
 AS $$
 DECLARE
     -- By name, so that an application may add and drop columns of its own at any time.
-    columns jsonb := to_jsonb(event);
+    columns jsonb;
     data jsonb;
 BEGIN
+    IF NOT public.posthaste_is_predicate(path::jsonpath) THEN
+        RETURN false;
+    END IF;
+    columns := to_jsonb(event);
     data := jsonb_build_object(
         'id', columns -> 'id', 'org_id', columns -> 'org_id', 'employee_id', columns -> 'employee_id',
         'session_id', columns -> 'session_id', 'client_name', columns -> 'client_name',
@@ -127,6 +135,7 @@ SET search_path = pg_catalog, pg_temp
 SET "TimeZone" = 'UTC'
 SET row_security = on
 SET enable_nestloop = off
+SET plan_cache_mode = force_generic_plan
 SET posthaste.fan_out = 'on'
 AS $$
 DECLARE
@@ -147,10 +156,11 @@ BEGIN
 
     -- Predicates need the event as a document, which is dear: only where somebody has one.
     IF paths THEN
+        WITH subscription AS MATERIALIZED (SELECT * FROM public.posthaste_subscriptions(orgs))
         SELECT array_agg(e.ordinal), array_agg(s.id) INTO held_ordinals, held_destinations
         FROM (SELECT n.org_id, n.event_type, n.payload, n AS event, row_number() OVER () AS ordinal
               FROM posthaste_new n) e
-        JOIN public.posthaste_subscriptions(orgs) s ON s.org_id = e.org_id
+        JOIN subscription s ON s.org_id = e.org_id
         WHERE s.path IS NOT NULL
             AND (s.patterns IS NULL OR e.event_type COLLATE "C" LIKE ANY (s.patterns))
             AND (s.contained IS NULL OR e.payload @> s.contained)
@@ -162,11 +172,14 @@ BEGIN
     due := timezone('UTC', clock_timestamp());
     base := due - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
 
-    WITH matched AS MATERIALIZED (
+    -- Materialized, or the patterns would be worked out anew for every event.
+    WITH subscription AS MATERIALIZED (
+        SELECT * FROM public.posthaste_subscriptions(orgs)
+    ), matched AS MATERIALIZED (
         SELECT s.id AS destination_id, e.id AS log_id, e.ordinal
         FROM (SELECT n.id, n.org_id, n.event_type, n.payload, row_number() OVER () AS ordinal
               FROM posthaste_new n) e
-        JOIN public.posthaste_subscriptions(orgs) s ON s.org_id = e.org_id
+        JOIN subscription s ON s.org_id = e.org_id
         WHERE (s.patterns IS NULL OR e.event_type COLLATE "C" LIKE ANY (s.patterns))
             AND (s.contained IS NULL OR e.payload @> s.contained)
             AND (s.path IS NULL
