@@ -5,6 +5,7 @@
 //! `infinity` in an application's table cannot hurt.
 
 pub mod database;
+pub mod doctor;
 pub mod migrate;
 
 use std::str::FromStr;

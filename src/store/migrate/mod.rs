@@ -24,6 +24,7 @@ use sqlx::{AssertSqlSafe, Connection, Row, query, raw_sql};
 use super::{StoreError, connect};
 use catalog::Catalog;
 use plan::{Mode, Plan, Step};
+pub use plan::fan_out_policy;
 pub use script::MIGRATIONS;
 
 /// Tables that exist only so that foreign keys have something to refer to; an application's own are left alone.
@@ -102,6 +103,13 @@ struct Choices {
     notify: bool,
 }
 
+impl Choices {
+    fn new(catalog: &Catalog, told: Options) -> Choices {
+        let chosen = |told: Option<bool>, name| told.or(catalog.options.get(name).copied()).unwrap_or(true);
+        Choices { fan_out: chosen(told.fan_out, "fan_out"), notify: chosen(told.notify, "notify") }
+    }
+}
+
 /// Brings the database up to date, or says what that would take.
 ///
 /// # Errors
@@ -159,12 +167,29 @@ pub async fn missing_event_columns(conn: &mut PgConnection) -> Result<Vec<&'stat
     Ok(tables.flatten().map(|c| c.name).filter(|name| !found.iter().any(|f| f == name)).collect())
 }
 
-/// What a migration would do to the session's database now: `check` compares with it.
+/// How the database differs from what it should be.
+#[derive(Debug, Default)]
+pub struct Drift {
+    /// What `migrate` would run.
+    pub statements: Vec<String>,
+    /// Triggers that somebody has switched off.
+    pub switched_off: Vec<String>,
+}
+
+/// Compares without being the owner and without changing anything. The search_path must be `public`.
 ///
 /// # Errors
-/// As [`migrate`].
-pub async fn preview(options: &PgConnectOptions) -> Result<Report, MigrateError> {
-    migrate(options, Options { dry_run: true, ..Options::default() }).await
+/// Whatever the database says.
+pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
+    let catalog = Catalog::read(conn).await?;
+    let mut statements = script::statements();
+    keep_last_definitions(&mut statements);
+    let choices = Choices::new(&catalog, Options::default());
+    let plan = plan::make(conn, &catalog, &statements, choices).await?;
+    let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
+    let statements = plan.steps.into_iter().flat_map(|step| step.statements);
+    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
+    Ok(Drift { statements: statements.filter(|s| !of_the_trigger(s)).collect(), switched_off: plan.switched_off })
 }
 
 /// Settings on which the comparison, the locking and the sight of rows depend.
@@ -191,10 +216,8 @@ async fn lock(conn: &mut PgConnection) -> Result<(), MigrateError> {
 
 async fn planned(conn: &mut PgConnection, told: Options) -> Result<Plan, MigrateError> {
     let catalog = Catalog::read(conn).await?;
-    let remembered = |name: &str| catalog.options.get(name).copied();
-    let fan_out = told.fan_out.or_else(|| remembered("fan_out"));
-    let notify = told.notify.or_else(|| remembered("notify")).unwrap_or(true);
-    let choices = Choices { fan_out: fan_out.unwrap_or(true), notify };
+    let choices = Choices::new(&catalog, told);
+    let undecided = told.fan_out.is_none() && !catalog.options.contains_key("fan_out");
     let mut statements = script::statements();
     keep_last_definitions(&mut statements);
     let newest = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
@@ -206,7 +229,7 @@ async fn planned(conn: &mut PgConnection, told: Options) -> Result<Plan, Migrate
     faults.append(&mut plan.faults);
     match faults.is_empty() {
         false => Err(MigrateError::Faults(faults)),
-        true if fan_out.is_none() && catalog.has_deliveries => Err(MigrateError::FanOutUndecided),
+        true if undecided && catalog.has_deliveries => Err(MigrateError::FanOutUndecided),
         true => Ok(plan),
     }
 }

@@ -38,6 +38,8 @@ pub struct Plan {
     pub notices: Vec<String>,
     /// Things that stand in the way and could only be seen by looking at the rows.
     pub faults: Vec<String>,
+    /// Triggers that are there and do not fire.
+    pub switched_off: Vec<String>,
 }
 
 impl Plan {
@@ -277,9 +279,16 @@ fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, s
         }
         Some(found) if !found.enabled => {
             plan.notices.push(format!("trigger {name} of {table} is switched off, and was left so"));
+            plan.switched_off.push(name.to_owned());
         }
         Some(_) => {}
     }
+}
+
+/// The policy that lets `owner` do everything to `table` inside of the fan-out trigger, and only there.
+pub fn fan_out_policy(table: &str, owner: &str) -> String {
+    let inside = "pg_trigger_depth() > 0 AND current_setting('posthaste.fan_out', true) = 'on'";
+    format!("CREATE POLICY posthaste_fan_out ON public.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})")
 }
 
 /// Where row-level security is forced on the owner, the fan-out, which runs with the owner's rights, would find no
@@ -296,10 +305,7 @@ async fn policies(
         }
         let me: String =
             sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
-        let inside = "pg_trigger_depth() > 0 AND current_setting('posthaste.fan_out', true) = 'on'";
-        plan.lock(format!(
-            "CREATE POLICY posthaste_fan_out ON public.{table} TO {me} USING ({inside}) WITH CHECK ({inside})"
-        ));
+        plan.lock(fan_out_policy(table, &me));
         plan.notices.push(format!(
             "row-level security of {table} is forced on {me}: a policy lets the trigger, and nothing else, through"
         ));
