@@ -1,4 +1,4 @@
-//! The configuration: as written ([`ServeArgs`], [`DatabaseArgs`]) → `validate()` → ready to use ([`Config`]).
+//! The configuration: as written ([`DispatchArgs`], [`DatabaseArgs`]) → `validate()` → ready to use ([`Config`]).
 //!
 //! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so that all
 //! faults can be reported at once and not one per run.
@@ -50,24 +50,6 @@ pub struct DataDirArgs {
     /// Directory of the private PostgreSQL server [default: /var/lib/posthaste for root, else ~/.local/share/posthaste]
     #[arg(long, env = "POSTHASTE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-}
-
-/// The options of `posthaste serve`, as written.
-#[derive(Args, Clone, Debug)]
-pub struct ServeArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub database: DatabaseArgs,
-    /// Start and use a private PostgreSQL server from the binaries installed on this machine
-    #[arg(long, env = "POSTHASTE_EMBEDDED", default_value = "false", value_name = "BOOL", num_args = 0..=1,
-          default_missing_value = "true")]
-    pub embedded: String,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub data_dir: DataDirArgs,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub dispatch: DispatchArgs,
 }
 
 /// The options that every dispatcher takes, whatever its database is.
@@ -192,12 +174,7 @@ impl Reader {
     }
 
     fn bool(&mut self, option: &str, value: &str) -> bool {
-        let parsed = match value {
-            "true" | "1" | "yes" | "on" => Ok(true),
-            "false" | "0" | "no" | "off" | "" => Ok(false),
-            _ => Err("is neither true nor false".into()),
-        };
-        self.check(option, value, parsed)
+        is_true(option, value, &mut self.faults)
     }
 
     fn duration(&mut self, option: &str, value: &str, limits: [Duration; 2]) -> Duration {
@@ -219,6 +196,18 @@ impl Reader {
             Ok(n)
         });
         self.check(option, value, parsed)
+    }
+}
+
+/// Reads the value of a switch; what is no truth value is added to `faults`.
+pub fn is_true(option: &str, value: &str, faults: &mut Vec<String>) -> bool {
+    match value {
+        "true" | "1" | "yes" | "on" => true,
+        "false" | "0" | "no" | "off" | "" => false,
+        _ => {
+            faults.push(format!("{option}: {value:?} is neither true nor false"));
+            false
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub mod supervisor;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use self::db::DbActor;
 use self::limit::Limit;
@@ -62,9 +62,21 @@ pub enum StartError {
     Network(#[from] NetworkError),
 }
 
+/// Whether a dispatcher can do its work.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Readiness {
+    /// What keeps it from working; empty when nothing does.
+    pub problems: Vec<String>,
+    /// What makes it slower than it could be.
+    pub warnings: Vec<String>,
+    /// Destinations running.
+    pub destinations: usize,
+}
+
 /// A running dispatcher.
 #[derive(Clone)]
 pub struct Dispatcher {
+    pool: PgPool,
     /// Starts and stops destinations.
     pub supervisor: Addr<Supervisor>,
     /// Claims and records.
@@ -88,8 +100,33 @@ impl Dispatcher {
             .connect_lazy_with(options.clone());
         let db = DbActor::new(config.clone(), store::planned(options), bytes).start();
         let shared = Arc::new(Shared { config, network, slots });
-        let supervisor = Supervisor::new(shared, db.clone(), pool).start();
-        Ok(Dispatcher { supervisor, db })
+        let supervisor = Supervisor::new(shared, db.clone(), pool.clone()).start();
+        Ok(Dispatcher { pool, supervisor, db })
+    }
+
+    /// Asks the database and the actors how they are.
+    pub async fn readiness(&self) -> Readiness {
+        let mut readiness = Readiness::default();
+        if let Err(error) = store::ping(&self.pool).await {
+            readiness.problems.push(format!("database: {error}"));
+        }
+        match self.supervisor.send(supervisor::Snapshot).await {
+            Ok(state) => {
+                readiness.destinations = state.destinations;
+                if !state.loaded {
+                    readiness.problems.push("the destinations have not been loaded yet".into());
+                }
+                readiness.problems.extend(state.trouble.map(|why| format!("destinations: {why}")));
+                let slower = |why| format!("notifications do not arrive, polling finds the work: {why}");
+                readiness.warnings.extend(state.not_listening.map(slower));
+            }
+            Err(error) => readiness.problems.push(format!("the supervisor does not answer: {error}")),
+        }
+        match self.db.send(db::Snapshot).await {
+            Ok(state) => readiness.problems.extend(state.trouble.map(|why| format!("deliveries: {why}"))),
+            Err(error) => readiness.problems.push(format!("the database actor does not answer: {error}")),
+        }
+        readiness
     }
 
     /// Stops in order; returns when everything is written and the destinations are gone.

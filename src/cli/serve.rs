@@ -1,12 +1,200 @@
-//! `posthaste serve`
+//! `posthaste serve`: the dispatcher, until SIGTERM or SIGINT.
 
 use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::actors::{Dispatcher, StartError};
+use crate::admin::{self, State};
+use crate::config::{Config, ConfigFaults, DataDirArgs, DatabaseArgs, DispatchArgs, is_true};
+use crate::embedded::{Durability, Embedded, EmbeddedError, default_data_dir};
+use crate::model::Secret;
+use crate::store::migrate::{self, MigrateError};
+use crate::store::{self, StoreError};
+
+/// Database that the private server keeps the tables in.
+const EMBEDDED_DATABASE: &str = "posthaste";
+/// Pause between two tries to reach the database at the start.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Arguments of `posthaste serve`.
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    /// Start and use a private PostgreSQL server from the binaries installed on this machine
+    #[arg(long, env = "POSTHASTE_EMBEDDED", default_value = "false", value_name = "BOOL", num_args = 0..=1,
+          default_missing_value = "true")]
+    pub embedded: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub data_dir: DataDirArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub dispatch: DispatchArgs,
+}
+
+/// Why `serve` ended other than by a signal.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("{0}")]
+    Config(#[from] ConfigFaults),
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    #[error("the private database: {0}")]
+    Migrate(#[from] MigrateError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot listen on {0}: {1}; --listen (POSTHASTE_LISTEN) names another address")]
+    Listen(std::net::SocketAddr, std::io::Error),
+    #[error("cannot wait for signals: {0}")]
+    Signals(std::io::Error),
+    #[error("the database is not prepared, missing: {}; run posthaste migrate", .0.join(", "))]
+    NotMigrated(Vec<&'static str>),
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> ExitCode {
-    ExitCode::SUCCESS
+pub fn run(args: Args) -> ExitCode {
+    match try_run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("posthaste serve: {error}");
+            match error {
+                ServeError::Config(_) | ServeError::Start(StartError::Store(StoreError::Url(_))) => {
+                    ExitCode::from(super::EXIT_USAGE)
+                }
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn try_run(args: &Args) -> Result<(), ServeError> {
+    let mut faults = Vec::new();
+    let embedded = is_true("--embedded", &args.embedded, &mut faults);
+    let url = args.database.database_url.clone().filter(|url| !url.is_empty());
+    if url.is_none() && !embedded {
+        faults.push(
+            "DATABASE_URL (or --database-url) is missing: it says which PostgreSQL to use; \
+             --embedded starts a private one instead"
+                .into(),
+        );
+    }
+    let url = Secret::new(url.unwrap_or_default());
+    if !embedded && !url.reveal().is_empty() {
+        faults.extend(store::options(&url).err().map(|error| format!("--database-url: {error}")));
+    }
+    let mut config = match args.dispatch.validate(url) {
+        Ok(config) if faults.is_empty() => config,
+        Ok(_) => return Err(ConfigFaults(faults).into()),
+        Err(ConfigFaults(more)) => {
+            faults.extend(more);
+            return Err(ConfigFaults(faults).into());
+        }
+    };
+    let server = if embedded { Some(start_embedded(args, &mut config)?) } else { None };
+    let served = actix_rt::System::new().block_on(serve(config, embedded));
+    if let Some(server) = server {
+        server.stop()?;
+    }
+    served
+}
+
+fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeError> {
+    if !config.database_url.reveal().is_empty() {
+        log::warn!("--embedded: DATABASE_URL is not used");
+    }
+    let dir = args.data_dir.data_dir.clone().unwrap_or_else(default_data_dir);
+    let server = Embedded::start(&dir, Durability::Durable)?;
+    config.database_url = server.database(EMBEDDED_DATABASE)?;
+    log::info!(
+        "private PostgreSQL in {}, reached by: psql '{}'",
+        dir.display(),
+        config.database_url.reveal()
+    );
+    Ok(server)
+}
+
+async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
+    let mut signals = Signals::new()?;
+    let state = State::starting("starting: the database has not answered yet");
+    let (addresses, http) = admin::start(config.listen, state.clone())
+        .map_err(|error| ServeError::Listen(config.listen, error))?;
+    for address in addresses {
+        log::info!("listening on http://{address}");
+    }
+    let prepared = tokio::select! {
+        prepared = prepare(&config, embedded, &state) => prepared,
+        name = signals.next() => {
+            log::info!("{name}: stopping before the start");
+            return Ok(());
+        }
+    };
+    prepared?;
+    let dispatcher = Dispatcher::start(config)?;
+    state.set(Ok(dispatcher.clone()));
+    let name = signals.next().await;
+    log::info!("{name}: finishing what is in flight; a second signal ends at once");
+    state.set(Err("stopping".into()));
+    tokio::select! {
+        () = dispatcher.stop() => log::info!("stopped: everything is recorded"),
+        name = signals.next() => {
+            log::warn!("{name} again: ending at once; what was in flight will be sent again");
+            std::process::exit(1);
+        }
+    }
+    http.stop(false).await;
+    Ok(())
+}
+
+/// Waits for the database, and makes sure that its tables are there.
+async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<(), ServeError> {
+    let options = store::options(&config.database_url).map_err(StartError::from)?;
+    if embedded {
+        migrate::migrate(&options, migrate::Options::default()).await?;
+        return Ok(());
+    }
+    let mut said = String::new();
+    loop {
+        let missing = async {
+            let mut connection = store::connect(&options).await?;
+            store::in_time(migrate::pending(&mut connection)).await
+        };
+        let error = match missing.await {
+            Ok(missing) if missing.is_empty() => return Ok(()),
+            Ok(missing) => return Err(ServeError::NotMigrated(missing)),
+            Err(error) => error.to_string(),
+        };
+        if error != said {
+            log::error!("the database cannot be used yet, trying again until it works: {error}");
+            state.set(Err(format!("starting: {error}")));
+            said = error;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The two signals that stop the program.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, ServeError> {
+        let listen = |kind| signal(kind).map_err(ServeError::Signals);
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }

@@ -6,9 +6,10 @@
 
 pub mod database;
 pub mod deliveries;
-pub mod destinations;
-pub mod listener;
 pub mod demo;
+pub mod destinations;
+pub mod doctor;
+pub mod listener;
 pub mod migrate;
 pub mod presence;
 mod time;
@@ -17,7 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::ConnectOptions;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor};
 
 use crate::model::Secret;
 
@@ -94,6 +95,15 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
 /// [`StoreError::Timeout`] after [`CONNECT_TIMEOUT`], else whatever the database says.
 pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     in_time(<PgConnection as sqlx::Connection>::connect_with(options)).await
+}
+
+/// Asks whether the database answers.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn ping(db: impl PgExecutor<'_>) -> Result<(), StoreError> {
+    in_time(sqlx::query("SELECT 1").execute(db)).await?;
+    Ok(())
 }
 
 /// Runs `statement` for at most [`STATEMENT_TIMEOUT`].

@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use clap::Parser;
 use tokio::sync::oneshot;
 
+use crate::actors;
 use crate::config::{Config, DispatchArgs};
 use crate::model::Secret;
 
@@ -50,12 +51,15 @@ impl Dispatcher {
     }
 }
 
-/// JOIN: the one place where the demo meets the actors.
 async fn run_dispatcher(
     config: Config,
     ready: oneshot::Sender<()>,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), String> {
-    let _ = (config, ready, stop);
-    Err("the actors are not joined yet".into())
+    let dispatcher = actors::Dispatcher::start(config).map_err(|error| error.to_string())?;
+    // Whoever started it may have given up by now; then `stop` says so as well.
+    ready.send(()).ok();
+    stop.await.ok();
+    dispatcher.stop().await;
+    Ok(())
 }
