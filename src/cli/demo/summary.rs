@@ -138,7 +138,7 @@ mod tests {
         missing[3].arrived.insert(Uuid::new_v4(), written.start);
         assert!(!print(&participants, &written, &missing, 0));
         let mut unsigned = good.clone();
-        unsigned[0].invalid = 1;
+        (unsigned[0].requests, unsigned[0].invalid) = (1, 1);
         assert!(!print(&participants, &written, &unsigned, 0));
         let mut twice = good;
         twice[0].duplicates = 3;
