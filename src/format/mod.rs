@@ -13,8 +13,8 @@ use crate::model::Event;
 
 /// Formats that can be chosen, for messages.
 const AVAILABLE: &str = "standard, flat";
-/// Formats that have a name already, but no code yet. Each enters as a variant of [`Format`] and a file beside
-/// `standard.rs`; the compiler then shows every place that has to know it.
+/// Formats that have a name already, but no code yet. Each enters as a variant of [`Format`] and a file
+/// beside `standard.rs`; the compiler then shows every place that has to know it.
 const PLANNED: [&str; 9] = [
     "ndjson",
     "cloudevents",
@@ -82,7 +82,8 @@ impl Format {
         }
     }
 
-    /// The body for `events`: an array when `batch` is true (even around a single event), else the only event.
+    /// The body for `events`: an array when `batch` is true (even around a single event), else the only
+    /// event.
     pub fn body<'a, I>(self, batch: bool, events: I) -> Bytes
     where
         I: IntoIterator<Item = &'a Event>,
@@ -212,6 +213,8 @@ mod tests {
     use serde_json::value::RawValue;
     use serde_json::{Value, json};
 
+    type Members = std::collections::BTreeMap<String, Box<RawValue>>;
+
     fn event() -> impl Strategy<Value = Event> {
         let text = || prop::option::of("\\PC*|[\\x00-\\x7f]*");
         let id = || any::<u128>().prop_map(Uuid::from_u128);
@@ -257,8 +260,7 @@ mod tests {
 
     /// Takes `payload` out of the object in `text` as raw text.
     fn split(text: &RawValue) -> (Value, String) {
-        let mut members: std::collections::BTreeMap<String, Box<RawValue>> =
-            serde_json::from_str(text.get()).unwrap();
+        let mut members: Members = serde_json::from_str(text.get()).unwrap();
         let payload = members.remove("payload").unwrap().get().to_owned();
         let rest = members.into_iter().map(|(k, v)| (k, serde_json::from_str(v.get()).unwrap())).collect();
         (Value::Object(rest), payload)
@@ -268,7 +270,7 @@ mod tests {
         #[test]
         fn a_standard_body_is_what_the_contract_says(events in prop::collection::vec(event(), 1..4)) {
             let body = Format::Standard.body(true, &events);
-            let items: Vec<std::collections::BTreeMap<String, Box<RawValue>>> = serde_json::from_slice(&body).unwrap();
+            let items: Vec<Members> = serde_json::from_slice(&body).unwrap();
             prop_assert_eq!(items.len(), events.len());
             for (item, event) in items.iter().zip(&events) {
                 prop_assert_eq!(item.len(), 3);
@@ -292,7 +294,8 @@ mod tests {
         fn event_bytes_is_exact(event in event()) {
             for format in [Format::Standard, Format::Flat] {
                 prop_assert_eq!(format.event_bytes(&event), format.body(false, [&event]).len());
-                prop_assert_eq!(2 * format.event_bytes(&event) + 3, format.body(true, [&event, &event]).len());
+                let two = format.body(true, [&event, &event]);
+                prop_assert_eq!(2 * format.event_bytes(&event) + 3, two.len());
             }
         }
     }

@@ -64,8 +64,8 @@ fn ends_with_connection(response: &ClientResponse) -> bool {
         && !headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-/// `bytes` as text: invalid UTF-8 replaced, NUL (which PostgreSQL cannot store) removed, and a character that was
-/// cut in two at the end left out.
+/// `bytes` as text: invalid UTF-8 replaced, NUL (which PostgreSQL cannot store) removed, and a character that
+/// was cut in two at the end left out.
 fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     let mut chunks = bytes.utf8_chunks().peekable();

@@ -1,7 +1,7 @@
 //! Connections to one destination: looked up, vetted, pinned, then connected and encrypted.
 //!
-//! What is checked is what is connected to: the addresses that a lookup returns are judged by the egress rules and
-//! used as they are; nothing is looked up twice. Literal addresses take the same way.
+//! What is checked is what is connected to: the addresses that a lookup returns are judged by the egress
+//! rules and used as they are; nothing is looked up twice. Literal addresses take the same way.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! Name lookups of one destination: one at a time, shared by all connections that wait for it.
 //!
-//! `getaddrinfo` blocks a thread and cannot be cancelled. A resolver that hangs therefore costs a destination one
-//! thread, however many attempts give up waiting for it, and other destinations nothing.
+//! `getaddrinfo` blocks a thread and cannot be cancelled. A resolver that hangs therefore costs a destination
+//! one thread, however many attempts give up waiting for it, and other destinations nothing.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -16,8 +16,8 @@ use super::explain;
 use crate::clock;
 
 /// How long an answer may be used again. Short, as nobody tells us the record's lifetime; long enough that a
-/// receiver without keep-alive does not cost a lookup for each request, and that an answer which came too late for
-/// one attempt serves the next.
+/// receiver without keep-alive does not cost a lookup for each request, and that an answer which came too
+/// late for one attempt serves the next.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
@@ -38,7 +38,8 @@ impl Lookup {
         self.join(|| start(name.to_owned())).await.found
     }
 
-    /// The lookup under way, or the last one if its answer is still good, or else the one that `start` begins.
+    /// The lookup under way, or the last one if its answer is still good, or else the one that `start`
+    /// begins.
     fn join(&self, start: impl FnOnce() -> Pending) -> Pending {
         let mut slot = self.0.borrow_mut();
         match slot.as_ref().filter(|pending| is_usable(pending)) {

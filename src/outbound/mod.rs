@@ -8,8 +8,9 @@
 //!               Fault                 pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ wire
 //! ```
 //!
-//! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`] belongs to
-//! one destination's actor and owns its connections, so no destination can use up those of another.
+//! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`]
+//! belongs to one destination's actor and owns its connections, so no destination can use up those of
+//! another.
 
 mod answer;
 mod auth;
@@ -51,10 +52,11 @@ pub struct Request<'a> {
     pub started_at: DbTime,
 }
 
-/// Makes the requests of one destination, over its own connections. Not `Send`: it lives where its actor lives.
+/// Makes the requests of one destination, over its own connections. Not `Send`: it lives where its actor
+/// lives.
 ///
-/// Idle it is small: an HTTP client is made with the first request, and dropped with its connections when nothing
-/// was sent for a while.
+/// Idle it is small: an HTTP client is made with the first request, and dropped with its connections when
+/// nothing was sent for a while.
 pub struct Sender {
     target: Target,
     pool: Rc<Pool>,
@@ -74,8 +76,8 @@ impl Sender {
         &self.target
     }
 
-    /// Makes one request and says what came of it. Never takes longer than the destination's timeout, and may be
-    /// dropped at any time.
+    /// Makes one request and says what came of it. Never takes longer than the destination's timeout, and may
+    /// be dropped at any time.
     pub async fn attempt(&self, request: Request<'_>) -> Attempt {
         let began = clock::now();
         let answer = self.exchange(request, began).await;

@@ -1,7 +1,7 @@
 //! The connections of one destination: an awc client that is made when needed and dropped when idle.
 //!
-//! awc is told `http` for `https` as well: TLS is the [`Dialer`]'s, so that a connection can tell how it ended and
-//! literal IPv6 addresses work. Its pool then knows one kind of connection only.
+//! awc is told `http` for `https` as well: TLS is the [`Dialer`]'s, so that a connection can tell how it
+//! ended and literal IPv6 addresses work. Its pool then knows one kind of connection only.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -59,7 +59,8 @@ impl Pool {
         })
     }
 
-    /// Marks the pool as used until the result is dropped; sees to it that idle connections go away afterwards.
+    /// Marks the pool as used until the result is dropped; sees to it that idle connections go away
+    /// afterwards.
     pub(super) fn enter(self: &Rc<Pool>) -> InFlight {
         self.in_flight.set(self.in_flight.get() + 1);
         if !self.sweeping.replace(true) {
@@ -117,8 +118,8 @@ impl Pool {
     }
 }
 
-/// awc looks at idle connections only when it wants one. Without this, a destination that fell silent would keep
-/// its connections, and their descriptors, for ever.
+/// awc looks at idle connections only when it wants one. Without this, a destination that fell silent would
+/// keep its connections, and their descriptors, for ever.
 async fn sweep(pool: Weak<Pool>, keep_alive: Duration) {
     loop {
         actix_rt::time::sleep(keep_alive).await;

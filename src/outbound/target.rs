@@ -179,7 +179,8 @@ fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
         .map_err(|_| Fault::Url(Refusal::Malformed("its host is no header value".into())))
 }
 
-/// The signature may go where it likes, but not where it would break the request or replace our other headers.
+/// The signature may go where it likes, but not where it would break the request or replace our other
+/// headers.
 fn signature_header(name: &str) -> Result<HeaderName, Fault> {
     let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| SignatureFault::Header)?;
     if name != crate::policy::signature::STANDARD_HEADER && auth::is_ours(name) {

@@ -1,7 +1,8 @@
 //! One connection to a receiver, plain or TLS, that can tell how it ended.
 //!
-//! awc reports a closed connection the same way whether it died of old age between two requests or in the middle of
-//! an answer. Only the first may be tried again at once, so the connection itself keeps the difference.
+//! awc reports a closed connection the same way whether it died of old age between two requests or in the
+//! middle of an answer. Only the first may be tried again at once, so the connection itself keeps the
+//! difference.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// How a connection ended; the inside of the [`io::Error`] that says so.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
-    /// A kept-alive connection was closed before any byte of this answer: the receiver never saw the request, or
-    /// at least never began to answer it.
+    /// A kept-alive connection was closed before any byte of this answer: the receiver never saw the request,
+    /// or at least never began to answer it.
     #[error("the kept-alive connection to {0} had been closed")]
     Stale(SocketAddr),
     /// Closed by the receiver.
@@ -57,8 +58,9 @@ pub(super) struct Wire {
     peer: SocketAddr,
     phase: Phase,
     requests: u32,
-    /// A receiver may answer (413, say) and close while the request is still being written. What it said is read
-    /// nevertheless: after a failed write, the rest of the request is dropped and reading tells what happened.
+    /// A receiver may answer (413, say) and close while the request is still being written. What it said is
+    /// read nevertheless: after a failed write, the rest of the request is dropped and reading tells what
+    /// happened.
     write_error: Option<io::Error>,
 }
 

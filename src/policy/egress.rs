@@ -1,8 +1,8 @@
 //! Where Posthaste may connect to: public unicast addresses, and whatever `POSTHASTE_ALLOW_NETWORKS` opens.
 //!
-//! [`Rules::check_url`] judges what can be known from the text of a URL; [`Rules::check_addr`] judges an address
-//! right before it is connected to, whatever name led there. Only the second one protects: a name may resolve to
-//! anything, at any time.
+//! [`Rules::check_url`] judges what can be known from the text of a URL; [`Rules::check_addr`] judges an
+//! address right before it is connected to, whatever name led there. Only the second one protects: a name may
+//! resolve to anything, at any time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -102,8 +102,8 @@ fn via(embedded: &Option<Ipv4Addr>) -> String {
 impl Rules {
     /// Judges everything that can be known from the text of a URL.
     ///
-    /// Literal addresses are recognised in every spelling that a URL allows (decimal, octal, hexadecimal, short,
-    /// with a trailing dot), as the URL standard reduces them all to an address.
+    /// Literal addresses are recognised in every spelling that a URL allows (decimal, octal, hexadecimal,
+    /// short, with a trailing dot), as the URL standard reduces them all to an address.
     ///
     /// # Errors
     /// The first rule that refuses it.
@@ -154,7 +154,8 @@ impl Rules {
         Err(Refusal::Address { addr, rule, embedded })
     }
 
-    /// `localhost` and names below it are this machine by definition (RFC 6761); other names have to be looked up.
+    /// `localhost` and names below it are this machine by definition (RFC 6761); other names have to be
+    /// looked up.
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
         let bare = name.strip_suffix('.').unwrap_or(name);
         if bare.is_empty() {
@@ -186,7 +187,8 @@ fn refused(addr: IpAddr) -> Option<(Rule, Option<Ipv4Addr>)> {
     }
 }
 
-/// Blocks of IPv4 that are not public unicast (IANA special-purpose registry), the first match names the rule.
+/// Blocks of IPv4 that are not public unicast (IANA special-purpose registry), the first match names the
+/// rule.
 const REFUSED_V4: [([u8; 4], u32, Rule); 17] = [
     ([255, 255, 255, 255], 32, Rule::Broadcast),
     ([0, 0, 0, 0], 8, Rule::Unspecified),
@@ -441,7 +443,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_refused_as_ipv4_is_refused_in_every_form_that_embeds_it(bits in any::<u32>(), pick in 0usize..17) {
+        fn what_is_refused_as_ipv4_is_refused_in_every_form_that_embeds_it(
+            bits in any::<u32>(),
+            pick in 0..REFUSED_V4.len(),
+        ) {
             let (base, prefix, _) = REFUSED_V4[pick];
             let mask = u32::MAX.checked_shr(prefix).unwrap_or(0);
             let v4 = Ipv4Addr::from_bits(u32::from_be_bytes(base) | bits & mask);

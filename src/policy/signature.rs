@@ -1,6 +1,7 @@
 //! Signatures: Standard Webhooks 1.0.0, and the legacy header with a hexadecimal HMAC of the body.
 //!
-//! Keys are decoded once, when a destination is read. HMAC keeps its keyed state, which is cloned for each message.
+//! Keys are decoded once, when a destination is read. HMAC keeps its keyed state, which is cloned for each
+//! message.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

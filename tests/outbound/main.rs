@@ -1,5 +1,5 @@
-//! The HTTP client against receivers on real sockets: what it sends, what it makes of every kind of answer, and
-//! where it refuses to go.
+//! The HTTP client against receivers on real sockets: what it sends, what it makes of every kind of answer,
+//! and where it refuses to go.
 
 mod faults;
 mod receiver;

@@ -21,8 +21,8 @@ async fn a_literal_address_is_refused_when_the_destination_is_read() {
 
 #[actix_rt::test]
 async fn every_address_is_judged_again_when_it_is_connected_to() {
-    // The destination is read under rules that allow it, and sent under rules that don't: as if the name had begun
-    // to lead elsewhere in between.
+    // The destination is read under rules that allow it, and sent under rules that don't: as if the name had
+    // begun to lead elsewhere in between.
     let receiver = Receiver::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
     let port = receiver.addr.port();
     for host in ["localhost", "127.0.0.1", "[::1]"] {
