@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
+use actix_rt::task::JoinHandle;
 use sqlx::postgres::PgPool;
 use tokio::sync::oneshot;
 
@@ -17,9 +18,9 @@ use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
 use crate::clock::{self, DbClock};
 use crate::model::DestinationId;
-use crate::store::StoreError;
 use crate::store::destinations::{self, Loaded, Seen};
 use crate::store::listener::{Hint, Listener, Where};
+use crate::store::{self, StoreError};
 
 /// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps panicking.
 const MIN_RESPAWN_DELAY: Duration = Duration::from_millis(100);
@@ -89,6 +90,7 @@ pub struct Supervisor {
     pool: PgPool,
     /// Where destinations report their end: known once it runs.
     reports: Option<Recipient<Stopped>>,
+    listening: Option<JoinHandle<()>>,
     arbiters: Vec<Arbiter>,
     children: HashMap<DestinationId, Child>,
     /// Every life that has not ended, also of destinations that are disabled by now.
@@ -114,6 +116,7 @@ impl Supervisor {
             db,
             pool,
             reports: None,
+            listening: None,
             arbiters: Vec::new(),
             children: HashMap::new(),
             living: HashMap::new(),
@@ -280,12 +283,19 @@ impl Supervisor {
             return;
         }
         let Some(done) = self.stopping.take() else { return };
-        let db = self.db.clone();
-        let flush = async move { tokio::time::timeout(FLUSH_LIMIT, db.send(Flush)).await };
-        ctx.spawn(flush.into_actor(self).map(|flushed, this, _| {
-            if flushed.is_err() {
+        let (db, pool, listening) = (self.db.clone(), self.pool.clone(), self.listening.take());
+        let end = async move {
+            if tokio::time::timeout(FLUSH_LIMIT, db.send(Flush)).await.is_err() {
                 log::error!("some results could not be written; their deliveries will be sent again");
             }
+            // Connections can only be dropped while the runtime lives.
+            if let Some(listening) = listening {
+                listening.abort();
+                listening.await.ok();
+            }
+            tokio::time::timeout(store::STATEMENT_TIMEOUT, pool.close()).await.ok();
+        };
+        ctx.spawn(end.into_actor(self).map(|(), this, _| {
             this.arbiters.iter().for_each(|arbiter| {
                 arbiter.stop();
             });
@@ -312,7 +322,7 @@ impl Actor for Supervisor {
         self.reports = Some(ctx.address().recipient());
         self.poll(ctx);
         ctx.run_interval(self.shared.config.poll_interval, |this, ctx| this.poll(ctx));
-        actix_rt::spawn(listen(self.pool.clone(), ctx.address()));
+        self.listening = Some(actix_rt::spawn(listen(self.pool.clone(), ctx.address())));
     }
 }
 

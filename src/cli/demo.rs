@@ -52,6 +52,8 @@ pub struct Args {
 /// Why there is no summary.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error(transparent)]
+    Migrate(#[from] store::migrate::MigrateError),
     #[error("interrupted")]
     Interrupted,
     #[error("{0}")]

@@ -74,7 +74,8 @@ fn start_private(args: &Args) -> Result<Embedded, Failure> {
 }
 
 async fn migrate(url: &Secret) -> Result<(), Failure> {
-    let _ = url;
+    let told = store::migrate::Options::default();
+    store::migrate::migrate(&store::options(url)?, told).await?;
     Ok(())
 }
 
