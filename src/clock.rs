@@ -1,7 +1,7 @@
 //! The only file that asks for the time.
 //!
-//! Decisions take the time as an argument; leases go by the database's clock. What is left, measuring how long
-//! something took and knowing what the database's clock says now, is here.
+//! Decisions take the time as an argument; leases go by the database's clock. What is left, measuring how
+//! long something took and knowing what the database's clock says now, is here.
 
 use std::time::{Duration, Instant, SystemTime};
 

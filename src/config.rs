@@ -1,7 +1,8 @@
-//! The configuration: as written ([`DispatchArgs`], [`DatabaseArgs`]) → `validate()` → ready to use ([`Config`]).
+//! The configuration: as written ([`DispatchArgs`], [`DatabaseArgs`]) → `validate()` → ready to use
+//! ([`Config`]).
 //!
-//! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so that all
-//! faults can be reported at once and not one per run.
+//! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so
+//! that all faults can be reported at once and not one per run.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -47,7 +48,8 @@ pub struct DatabaseArgs {
 /// Where a private PostgreSQL keeps its data.
 #[derive(Args, Clone, Debug, Default)]
 pub struct DataDirArgs {
-    /// Directory of the private PostgreSQL server [default: /var/lib/posthaste for root, else ~/.local/share/posthaste]
+    /// Directory of the private PostgreSQL server [default: /var/lib/posthaste for root, else
+    /// ~/.local/share/posthaste]
     #[arg(long, env = "POSTHASTE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }

@@ -1,15 +1,14 @@
 //! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
 //!
-//! Two lanes, each with a connection of its own and one statement under way: what arrives meanwhile is merged into
-//! the next (group commit). Claims wait in a [`FairQueue`], so that an organization with a thousand destinations
-//! takes turns with one that has a single one. Results are kept until they are written, however long the database is
-//! away; their number is bounded by what was claimed.
+//! Two lanes, each with a connection of its own and one statement under way: what arrives meanwhile is merged
+//! into the next (group commit). Claims wait in a [`FairQueue`], so that an organization with a thousand
+//! destinations takes turns with one that has a single one. Results are kept until they are written, however
+//! long the database is away; their number is bounded by what was claimed.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::oneshot;
 
 use super::lanes::{ClaimLane, RecordLane, Work};
@@ -19,9 +18,9 @@ use crate::config::Config;
 use crate::model::{Change, DbTime, Delivery, DestinationId, OrgId, Outcome};
 use crate::policy::fairness::FairQueue;
 use crate::policy::health::Saved;
-use crate::store::StoreError;
 use crate::store::deliveries::{self, Ask, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
 use crate::store::destinations::OperationalEvent;
+use crate::store::{ConnectOptions, StoreError};
 
 /// Under load, how long results are gathered before they are written: larger statements cost less per row.
 const GATHER: Duration = Duration::from_millis(5);
@@ -135,8 +134,8 @@ pub struct DbActor {
     record_lane: Option<RecordLane>,
     claims: FairQueue<Claim>,
     claims_waiting: usize,
-    /// Claims of ordered destinations, each with the number of results that must be written before it: until then its
-    /// own leases would stand in its way.
+    /// Claims of ordered destinations, each with the number of results that must be written before it: until
+    /// then its own leases would stand in its way.
     after_results: VecDeque<(u64, Claim)>,
     results_received: u64,
     results_done: u64,
@@ -154,7 +153,7 @@ pub struct DbActor {
 
 impl DbActor {
     /// An actor for the database behind `options`, which keeps at most `bytes` of events in memory.
-    pub fn new(config: Config, options: PgConnectOptions, bytes: Limit) -> DbActor {
+    pub fn new(config: Config, options: ConnectOptions, bytes: Limit) -> DbActor {
         DbActor {
             config,
             bytes,

@@ -1,10 +1,8 @@
-//! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a pause
-//! before the next try.
+//! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
+//! pause before the next try.
 
 use std::collections::VecDeque;
 use std::time::Duration;
-
-use sqlx::postgres::{PgConnectOptions, PgConnection};
 
 use super::db::take_front;
 use crate::model::{DbTime, DestinationId, Outcome};
@@ -12,7 +10,7 @@ use crate::policy::health::Saved;
 use crate::store::deliveries::{self, Ask, ClaimSql, Grant};
 use crate::store::destinations::{self, OperationalEvent};
 use crate::store::presence::{self, Presence};
-use crate::store::{self, StoreError};
+use crate::store::{self, ConnectOptions, Connection, StoreError};
 
 /// Pause after the first error; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -42,14 +40,14 @@ impl Backoff {
 
 /// The connection that claims, and that shows other processes that this one lives.
 pub(super) struct ClaimLane {
-    options: PgConnectOptions,
-    open: Option<(PgConnection, ClaimSql)>,
+    options: ConnectOptions,
+    open: Option<(Connection, ClaimSql)>,
     floor: Option<DbTime>,
     backoff: Backoff,
 }
 
 impl ClaimLane {
-    pub(super) fn new(options: PgConnectOptions) -> ClaimLane {
+    pub(super) fn new(options: ConnectOptions) -> ClaimLane {
         ClaimLane { options, open: None, floor: None, backoff: Backoff::default() }
     }
 
@@ -87,12 +85,12 @@ impl ClaimLane {
     }
 }
 
-/// Opens the claiming connection. Only the first one of a process may find that it is alone: later, the leases that
-/// nobody else could hold are our own.
+/// Opens the claiming connection. Only the first one of a process may find that it is alone: later, the
+/// leases that nobody else could hold are our own.
 async fn open(
-    options: &PgConnectOptions,
+    options: &ConnectOptions,
     floor: &mut Option<DbTime>,
-) -> Result<(PgConnection, ClaimSql), StoreError> {
+) -> Result<(Connection, ClaimSql), StoreError> {
     let mut connection = store::connect(options).await?;
     let presence = presence::announce(&mut connection).await?;
     let sql = ClaimSql::read(&mut connection).await?;
@@ -145,13 +143,13 @@ impl Work {
 
 /// The connection that writes.
 pub(super) struct RecordLane {
-    options: PgConnectOptions,
-    connection: Option<PgConnection>,
+    options: ConnectOptions,
+    connection: Option<Connection>,
     backoff: Backoff,
 }
 
 impl RecordLane {
-    pub(super) fn new(options: PgConnectOptions) -> RecordLane {
+    pub(super) fn new(options: ConnectOptions) -> RecordLane {
         RecordLane { options, connection: None, backoff: Backoff::default() }
     }
 

@@ -11,13 +11,14 @@
 //!                                     a task per request: Finished
 //! ```
 //!
-//! Destinations are spread over arbiters (threads); the supervisor and the [`db::DbActor`] have one to themselves.
-//! Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a `Finished` per
-//! request in flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole
-//! process and are shared fairly between organizations: requests in flight, and bytes of events in memory.
+//! Destinations are spread over arbiters (threads); the supervisor and the [`db::DbActor`] have one to
+//! themselves. Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a
+//! `Finished` per request in flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits
+//! belong to the whole process and are shared fairly between organizations: requests in flight, and bytes of
+//! events in memory.
 //!
-//! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends what has,
-//! within the grace; the results are written; the arbiters stop.
+//! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends
+//! what has, within the grace; the results are written; the arbiters stop.
 
 pub mod db;
 pub mod destination;
@@ -28,7 +29,6 @@ pub mod supervisor;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use sqlx::postgres::{PgPool, PgPoolOptions};
 
 use self::db::DbActor;
 use self::limit::Limit;
@@ -36,7 +36,7 @@ use self::supervisor::Supervisor;
 use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
 use crate::policy::egress::Rules;
-use crate::store::{self, StoreError};
+use crate::store::{self, Pool, StoreError};
 
 /// Connections besides the two of the [`DbActor`]: listening, polls, loading.
 const POOL_CONNECTIONS: u32 = 4;
@@ -76,7 +76,7 @@ pub struct Readiness {
 /// A running dispatcher.
 #[derive(Clone)]
 pub struct Dispatcher {
-    pool: PgPool,
+    pool: Pool,
     /// Starts and stops destinations.
     pub supervisor: Addr<Supervisor>,
     /// Claims and records.
@@ -94,10 +94,7 @@ impl Dispatcher {
         let network = Arc::new(Network::new(rules, config.ca_file.as_deref())?);
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
-        let pool = PgPoolOptions::new()
-            .max_connections(POOL_CONNECTIONS)
-            .acquire_timeout(store::CONNECT_TIMEOUT)
-            .connect_lazy_with(options.clone());
+        let pool = store::pool(options.clone(), POOL_CONNECTIONS);
         let db = DbActor::new(config.clone(), store::planned(options), bytes).start();
         let shared = Arc::new(Shared { config, network, slots });
         let supervisor = Supervisor::new(shared, db.clone(), pool.clone()).start();

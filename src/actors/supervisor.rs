@@ -1,7 +1,7 @@
 //! The [`Supervisor`]: one [`DestinationActor`] per enabled destination, always.
 //!
-//! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it quick, the
-//! poll makes it sure: whatever was missed is found within one poll interval.
+//! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it
+//! quick, the poll makes it sure: whatever was missed is found within one poll interval.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::task::JoinHandle;
-use sqlx::postgres::PgPool;
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -20,9 +19,10 @@ use crate::clock::{self, DbClock};
 use crate::model::DestinationId;
 use crate::store::destinations::{self, Loaded, Seen};
 use crate::store::listener::{Hint, Listener, Where};
-use crate::store::{self, StoreError};
+use crate::store::{self, Pool, StoreError};
 
-/// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps panicking.
+/// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps
+/// panicking.
 const MIN_RESPAWN_DELAY: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const MAX_RESPAWN_DELAY: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ struct Child {
 pub struct Supervisor {
     shared: Arc<Shared>,
     db: Addr<DbActor>,
-    pool: PgPool,
+    pool: Pool,
     /// Where destinations report their end: known once it runs.
     reports: Option<Recipient<Stopped>>,
     listening: Option<JoinHandle<()>>,
@@ -110,7 +110,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// A supervisor whose destinations use `db`.
-    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: PgPool) -> Supervisor {
+    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: Pool) -> Supervisor {
         Supervisor {
             shared,
             db,
@@ -326,9 +326,9 @@ impl Actor for Supervisor {
     }
 }
 
-/// Listens for as long as the supervisor lives. After every connect it has everything looked at once: what was
-/// notified meanwhile is lost.
-async fn listen(pool: PgPool, supervisor: Addr<Supervisor>) {
+/// Listens for as long as the supervisor lives. After every connect it has everything looked at once: what
+/// was notified meanwhile is lost.
+async fn listen(pool: Pool, supervisor: Addr<Supervisor>) {
     while supervisor.connected() {
         let failed = match Listener::connect(&pool).await {
             Ok(mut listener) => {

@@ -1,4 +1,5 @@
-//! From an answer to a [`Verdict`]. Three kinds of fault are kept apart: the event's, the destination's, and ours.
+//! From an answer to a [`Verdict`]. Three kinds of fault are kept apart: the event's, the destination's, and
+//! ours.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +29,8 @@ pub enum Verdict {
     OurFault,
 }
 
-/// What `answer` to a request with `deliveries` deliveries means. `wall` is compared with dates in `Retry-After`.
+/// What `answer` to a request with `deliveries` deliveries means. `wall` is compared with dates in
+/// `Retry-After`.
 pub fn classify(answer: &Answer, deliveries: usize, wall: SystemTime) -> Verdict {
     let (status, retry_after, broken) = match answer {
         Answer::Failed(_) => return Verdict::DestinationFailed,

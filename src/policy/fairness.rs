@@ -1,4 +1,5 @@
-//! Sharing what is scarce between tenants: whose turn it is ([`FairQueue`]) and how much one may hold ([`Shares`]).
+//! Sharing what is scarce between tenants: whose turn it is ([`FairQueue`]) and how much one may hold
+//! ([`Shares`]).
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,8 +7,9 @@ use crate::model::OrgId;
 
 /// How many times what is free one organization may hold.
 ///
-/// The dynamic threshold of shared-memory switches (Choudhury and Hahne, 1998): with 4, one organization alone uses
-/// 80 % of a limit, and whoever comes next always finds some of it free, however long the first one hangs.
+/// The dynamic threshold of shared-memory switches (Choudhury and Hahne, 1998): with 4, one organization
+/// alone uses 80 % of a limit, and whoever comes next always finds some of it free, however long the first
+/// one hangs.
 pub const HELD_PER_FREE: u64 = 4;
 
 /// A limit shared between organizations.
@@ -24,8 +26,8 @@ impl Shares {
         Shares { total, held: 0, by_org: HashMap::new() }
     }
 
-    /// How many more units `org` may take now. An organization that holds nothing may take at least one whenever
-    /// any is free.
+    /// How many more units `org` may take now. An organization that holds nothing may take at least one
+    /// whenever any is free.
     pub fn allowance(&self, org: OrgId) -> u64 {
         let free = self.total.saturating_sub(self.held);
         let held = self.by_org.get(&org).copied().unwrap_or(0);
@@ -80,7 +82,8 @@ impl<T> FairQueue<T> {
         queue.push_back(item);
     }
 
-    /// Takes the next item of the next organization for which `may` holds; organizations passed over keep their turn.
+    /// Takes the next item of the next organization for which `may` holds; organizations passed over keep
+    /// their turn.
     pub fn pop(&mut self, may: impl Fn(OrgId) -> bool) -> Option<T> {
         let turn = self.turns.iter().position(|org| may(*org))?;
         let org = self.turns.remove(turn)?;

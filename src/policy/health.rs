@@ -17,9 +17,11 @@ use crate::model::DbTime;
 pub const MIN_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time between two probes.
 pub const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(60);
-/// The next probe waits for this part of the time since the breaker tripped: an outage is overstayed by a quarter.
+/// The next probe waits for this part of the time since the breaker tripped: an outage is overstayed by a
+/// quarter.
 const PROBE_PART: u32 = 4;
-/// Failed requests that auto-disable asks for besides the time: a tenant with one event a week is not disabled by it.
+/// Failed requests that auto-disable asks for besides the time: a tenant with one event a week is not
+/// disabled by it.
 pub const MIN_FAILED_REQUESTS: u32 = 10;
 /// A failing streak shorter than this is not written down, unless the breaker tripped: most last a second.
 const WORTH_SAVING: Duration = Duration::from_secs(60);
@@ -249,7 +251,8 @@ impl Health {
         }
     }
 
-    /// An answer that is no destination failure: closes the breaker step by step, doubling what may be in flight.
+    /// An answer that is no destination failure: closes the breaker step by step, doubling what may be in
+    /// flight.
     fn alive(&mut self, most: u32) {
         self.consecutive = 0;
         self.breaker = match self.breaker {

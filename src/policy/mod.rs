@@ -1,7 +1,8 @@
 //! What to do, decided by pure functions of their arguments: no async, no IO, no clock, no log.
 //!
-//! [`classify`] says what an answer means, [`health`] what it means for the destination, [`retry`] what becomes of
-//! the delivery, [`fairness`] who goes first. [`egress`], [`signature`] and [`filter`] check and sign.
+//! [`classify`] says what an answer means, [`health`] what it means for the destination, [`retry`] what
+//! becomes of the delivery, [`fairness`] who goes first. [`egress`], [`signature`] and [`filter`] check and
+//! sign.
 
 pub mod classify;
 pub mod egress;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! (unknown counts as no). The claim writes the clock into `last_attempt_at`; every recorded failure writes a
-//! `next_retry_at` that is later. `last_attempt_at` stands in no index, so a claim is a HOT update. A process that
-//! finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
+//! `next_retry_at` that is later. `last_attempt_at` stands in no index, so a claim is a HOT update. A process
+//! that finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +27,8 @@ pub const LEASE: Duration = Duration::from_secs(45);
 pub const MAX_CLAIM_ROWS: usize = 2_000;
 /// Outcomes that one record statement writes at most.
 pub const MAX_RECORD_ROWS: usize = 2_000;
-/// Events whose stored size is below this are read without measuring their text first. Compression can make 48 KiB
-/// of at most a few MiB.
+/// Events whose stored size is below this are read without measuring their text first. Compression can make
+/// 48 KiB of at most a few MiB.
 const SURELY_SMALL_BYTES: i32 = 48 << 10;
 /// How far an ordered claim looks for leases of other processes when it has no reason to look further.
 const ORDERED_LOOKAHEAD: i64 = 1_000;
@@ -40,7 +40,8 @@ pub struct Ask {
     pub destination: DestinationId,
     /// How many deliveries at most.
     pub want: u32,
-    /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed already.
+    /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed
+    /// already.
     pub since: Option<DbTime>,
     /// Stop after the event with which the stored sizes reach this many bytes.
     pub max_bytes: u64,
@@ -104,8 +105,8 @@ const EVENT_COLUMNS: &str = "
     WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
 
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event.
-/// The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next, and one of
-/// kind 2 for each destination whose byte limit cut something off.
+/// The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next, and one
+/// of kind 2 for each destination whose byte limit cut something off.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -153,13 +154,13 @@ UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
 FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
 
-/// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger than the
-/// lock, or it would not see what another process has claimed meanwhile.
+/// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger
+/// than the lock, or it would not see what another process has claimed meanwhile.
 const LOCK_ORDERED: &str = "
     SELECT id FROM public.webhook_destinations WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
 
-/// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the queue up to
-/// the first delivery that is not due.
+/// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the
+/// queue up to the first delivery that is not due.
 const CLAIM_ORDERED: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -281,8 +282,8 @@ impl ClaimSql {
         in_time(run_claim(query, connection, asks, floor, max_event_bytes)).await
     }
 
-    /// Leases what `asks` (all ordered) ask for: the head of each queue, or nothing where a lease is live or another
-    /// process is claiming at this moment.
+    /// Leases what `asks` (all ordered) ask for: the head of each queue, or nothing where a lease is live or
+    /// another process is claiming at this moment.
     ///
     /// # Errors
     /// As [`ClaimSql::claim`].
@@ -442,8 +443,8 @@ history AS (
 )
 SELECT count(*) FROM written";
 
-/// Writes `outcomes` in one statement. Returns how many rows were written: fewer where a lease was lost, or where the
-/// same outcome was written before. Writing twice changes nothing.
+/// Writes `outcomes` in one statement. Returns how many rows were written: fewer where a lease was lost, or
+/// where the same outcome was written before. Writing twice changes nothing.
 ///
 /// # Errors
 /// After any error the connection must be dropped; the outcomes can be written again.

@@ -1,6 +1,7 @@
 //! The SQL of `posthaste check`: what would lose or delay deliveries, and what to do about it.
 //!
-//! Everything is read with the rights and the settings of the role that will run the dispatcher; nothing is written.
+//! Everything is read with the rights and the settings of the role that will run the dispatcher; nothing is
+//! written.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -145,8 +146,8 @@ async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
         .collect())
 }
 
-// A role that some policy applies to sees everything only if one permissive policy lets all through for all commands
-// and no restrictive one takes something away.
+// A role that some policy applies to sees everything only if one permissive policy lets all through for all
+// commands and no restrictive one takes something away.
 const POLICIES: &str = "SELECT c.relname::text, quote_ident(current_user),
         coalesce(bool_or(p.polpermissive AND p.polcmd = '*' AND pg_get_expr(p.polqual, p.polrelid) = 'true'
             AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true'), false)

@@ -1,8 +1,8 @@
 //! The only SQL. Each statement is a constant right above the one function that runs it.
 //!
-//! Timestamps are `timestamp without time zone` and mean UTC; statements say `timezone('UTC', …)` and never depend
-//! on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so that
-//! `infinity` in an application's table cannot hurt.
+//! Timestamps are `timestamp without time zone` and mean UTC; statements say `timezone('UTC', …)` and never
+//! depend on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so
+//! that `infinity` in an application's table cannot hurt.
 
 pub mod database;
 pub mod deliveries;
@@ -17,13 +17,17 @@ mod time;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor};
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor, PgPool, PgPoolOptions};
 
 use crate::model::Secret;
 
 /// One connection to the database, for those above this module, who need not know whose it is.
 pub type Connection = PgConnection;
+/// How to connect.
+pub type ConnectOptions = PgConnectOptions;
+/// Some connections, opened when they are needed.
+pub type Pool = PgPool;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -45,8 +49,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database refused the data (SQLSTATE classes 22 and 23) rather than the moment: trying again with
-    /// the same data will not help.
+    /// Whether the database refused the data (SQLSTATE classes 22 and 23) rather than the moment: trying
+    /// again with the same data will not help.
     pub fn is_about_data(&self) -> bool {
         match self {
             StoreError::Database(sqlx::Error::Database(error)) => {
@@ -63,7 +67,8 @@ impl StoreError {
 /// `row_security = off` makes a policy that would hide rows an error instead of silence.
 ///
 /// # Errors
-/// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a password.
+/// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a
+/// password.
 pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
     let options = PgConnectOptions::from_str(url.reveal()).map_err(|error| {
         StoreError::Url(format!("{error}; it should look like postgres://user@host:5432/database"))
@@ -76,9 +81,9 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 
-/// `options` for the statements that claim and record: planned once, and always by the indexes that were made for
-/// them. The arrays that they are given say nothing to the planner, and a table that has grown since its last ANALYZE
-/// must not turn a claim into a scan.
+/// `options` for the statements that claim and record: planned once, and always by the indexes that were made
+/// for them. The arrays that they are given say nothing to the planner, and a table that has grown since its
+/// last ANALYZE must not turn a claim into a scan.
 pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
     options.options([
         ("plan_cache_mode", "force_generic_plan"),
@@ -87,6 +92,11 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
         ("enable_seqscan", "off"),
         ("jit", "off"),
     ])
+}
+
+/// A pool of at most `most` connections; it opens none yet.
+pub fn pool(options: ConnectOptions, most: u32) -> Pool {
+    PgPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options)
 }
 
 /// Opens one connection.

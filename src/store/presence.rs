@@ -1,7 +1,8 @@
-//! Knowing whether another dispatcher lives: a session-level advisory lock that each holds as long as it lives.
+//! Knowing whether another dispatcher lives: a session-level advisory lock that each holds as long as it
+//! lives.
 //!
-//! The lock belongs to the connection that claims, so that a claim still running on behalf of a killed process keeps
-//! that process alive in the eyes of the next one.
+//! The lock belongs to the connection that claims, so that a claim still running on behalf of a killed
+//! process keeps that process alive in the eyes of the next one.
 
 use sqlx::postgres::PgConnection;
 

@@ -1,4 +1,5 @@
-//! [`DbTime`] as PostgreSQL's `timestamp`: eight bytes, microseconds since 2000-01-01, infinities at the ends.
+//! [`DbTime`] as PostgreSQL's `timestamp`: eight bytes, microseconds since 2000-01-01, infinities at the
+//! ends.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;

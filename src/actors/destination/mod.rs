@@ -1,10 +1,12 @@
 //! The [`DestinationActor`]: everything about one destination, and nothing about any other.
 //!
-//! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs [`DestinationActor::pump`]:
-//! send what may be sent, then ask for more. It pulls; nobody pushes deliveries at it. Requests run in tasks of their
-//! own and report back with [`Finished`], so a slow one never keeps the actor from its mailbox.
+//! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs
+//! [`DestinationActor::pump`]: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
+//! at it. Requests run in tasks of their own and report back with [`Finished`], so a slow one never keeps the
+//! actor from its mailbox.
 
 mod limiter;
+mod pump;
 mod ready;
 mod settle;
 
@@ -18,15 +20,16 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 
 use self::limiter::Limiter;
-use self::ready::{Batch, Cut, Next, Ready};
+use self::pump::Pace;
+use self::ready::{Batch, Cut, Ready};
 use super::Shared;
-use super::db::{Claim, DbActor, Granted, Leased, Record, Remember, give_back};
+use super::db::{DbActor, Granted, Remember};
 use super::limit::{Freed, Held};
 use crate::clock::{self, DbClock};
-use crate::model::{Answer, Attempt, DbTime, Delivery, Destination, DestinationId, Outcome};
-use crate::outbound::{Request, Sender, Target};
-use crate::policy::health::{Health, Limits, Permit, Saved};
-use crate::store::deliveries::{Ask, Ordered};
+use crate::model::{Attempt, DbTime, Destination, DestinationId};
+use crate::outbound::{Sender, Target};
+use crate::policy::health::{Health, Limits, Saved};
+use crate::store::deliveries::Ordered;
 
 /// Deliveries that one destination holds ready at most: about a second's work of a fast one.
 const MAX_READY: f64 = 1_000.0;
@@ -45,8 +48,8 @@ pub struct Wake;
 #[rtype(result = "()")]
 pub struct Reconfigure(pub Box<Destination>);
 
-/// From the supervisor: give back what has not started, end what has, and stop. What is still running after the
-/// grace is aborted and given back uncharged; `None` waits for as long as it takes.
+/// From the supervisor: give back what has not started, end what has, and stop. What is still running after
+/// the grace is aborted and given back uncharged; `None` waits for as long as it takes.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub struct Retire(pub Option<Duration>);
@@ -157,28 +160,6 @@ pub struct DestinationActor {
     retiring: bool,
 }
 
-/// How many deliveries end per second, to know how many to hold ready.
-struct Pace {
-    since: Instant,
-    ended: u32,
-    per_second: f64,
-}
-
-impl Pace {
-    /// Long enough to be steady, short enough to follow.
-    const WINDOW: Duration = Duration::from_millis(250);
-
-    fn note(&mut self, ended: usize, now: Instant) {
-        self.ended += ended as u32;
-        let passed = now.saturating_duration_since(self.since);
-        if passed >= Pace::WINDOW {
-            let measured = f64::from(self.ended) / passed.as_secs_f64();
-            self.per_second = measured.max(self.per_second / 2.0);
-            (self.since, self.ended) = (now, 0);
-        }
-    }
-}
-
 impl DestinationActor {
     /// An actor for `destination`, with the health that was saved, in its `generation`-th life.
     pub fn new(
@@ -189,7 +170,6 @@ impl DestinationActor {
         links: Links,
     ) -> Self {
         let stopped = Stopped { destination: destination.id, generation, clean: false };
-        let now = clock::now();
         let mut actor = DestinationActor {
             sender: Err(String::new()),
             limiter: Limiter::new(&destination.settings),
@@ -206,7 +186,7 @@ impl DestinationActor {
             ordered: Ordered::Everywhere,
             waits_for_slot: false,
             timer: None,
-            pace: Pace { since: now, ended: 0, per_second: 0.0 },
+            pace: Pace::new(clock::now()),
             rest_until: None,
             halted: false,
             retiring: false,
@@ -249,165 +229,6 @@ impl DestinationActor {
         }
     }
 
-    /// Sends what may be sent, then asks for more.
-    fn pump(&mut self, ctx: &mut Context<Self>) {
-        let now = clock::now();
-        let stale = self.ready.take_stale(self.cut(), now);
-        self.return_unsent(stale);
-        if self.halted {
-            let all = self.ready.take_all();
-            self.return_unsent(all);
-        } else {
-            while self.send_next(now, ctx) {}
-            self.claim_more(ctx);
-        }
-        self.remember();
-        if self.retiring && self.in_flight.is_empty() && !self.claiming {
-            self.obituary.stopped.clean = true;
-            ctx.stop();
-        }
-    }
-
-    /// Starts the next request if everything allows it.
-    fn send_next(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
-        if let Some(until) = self.rest_until.filter(|until| *until > now) {
-            self.look_at(until, ctx);
-            return false;
-        }
-        let in_flight = self.in_flight.len() as u32;
-        let probe = match self.health.permit(self.clock.now(), in_flight, self.most_in_flight()) {
-            Permit::Go => false,
-            Permit::Probe => true,
-            Permit::Full => return false,
-            Permit::Until(time) => {
-                let all = self.ready.take_all();
-                self.return_unsent(all);
-                self.look_at(now + time.since(self.clock.now()), ctx);
-                return false;
-            }
-        };
-        let batch = match self.ready.next(self.cut(), now) {
-            Next::Batch(batch) => batch,
-            Next::Wait(until) => {
-                self.look_at(until, ctx);
-                return false;
-            }
-            Next::Nothing => return false,
-        };
-        if self.waits_for_slot {
-            self.ready.put_back(batch, now);
-            return false;
-        }
-        let slots = &self.links.shared.slots;
-        let Some(slot) = slots.take_one_or_wait(self.destination.org, || ctx.address().recipient()) else {
-            self.waits_for_slot = true;
-            self.ready.put_back(batch, now);
-            return false;
-        };
-        if let Err(wait) = self.limiter.take() {
-            self.ready.put_back(batch, now);
-            self.look_at(now + wait, ctx);
-            return false;
-        }
-        if probe {
-            self.health.probe_started();
-        }
-        self.start(batch, probe, slot, ctx);
-        true
-    }
-
-    fn start(&mut self, batch: Batch, probe: bool, slot: Held, ctx: &mut Context<Self>) {
-        self.next_request += 1;
-        let request = self.next_request;
-        let started_at = self.clock.now();
-        let deliveries: Vec<Delivery> = batch.deliveries().cloned().collect();
-        let sender = self.sender.clone();
-        let as_batch = self.batch_size() > 1;
-        let report =
-            Report { to: ctx.address(), finished: Some(Finished { request, attempt: panicked(started_at) }) };
-        let task = actix_rt::spawn(async move {
-            // Moved as a whole: it must be dropped when the task is.
-            let mut report = report;
-            let attempt = match &sender {
-                Ok(sender) => {
-                    let attempt_number = deliveries[0].attempts + 1;
-                    let request =
-                        Request { deliveries: &deliveries, batch: as_batch, attempt_number, started_at };
-                    sender.attempt(request).await
-                }
-                Err(fault) => {
-                    Attempt { started_at, duration: Duration::ZERO, answer: Answer::Failed(fault.clone()) }
-                }
-            };
-            report.finished = Some(Finished { request, attempt });
-        });
-        self.in_flight.insert(request, InFlight { batch, started_at, probe, task, _slot: slot });
-    }
-
-    /// Asks for more work if there may be any and little is ready.
-    fn claim_more(&mut self, ctx: &mut Context<Self>) {
-        let want = self.wanted();
-        if self.claiming || !self.hungry || want == 0 {
-            return;
-        }
-        let is_ordered = self.destination.settings.ordered;
-        self.claiming = true;
-        self.hinted = false;
-        let ask = Ask {
-            destination: self.destination.id,
-            want,
-            since: if is_ordered { None } else { self.reached },
-            max_bytes: 0,
-            ordered: is_ordered.then_some(self.ordered),
-        };
-        self.links.db.do_send(Claim { org: self.destination.org, ask, reply: ctx.address().recipient() });
-    }
-
-    /// How many deliveries to claim now: enough for about a second at the present pace, at least two rounds of what
-    /// may be in flight, nothing while nothing may be sent.
-    fn wanted(&self) -> u32 {
-        let now = self.clock.now();
-        let in_flight = self.in_flight.len() as u32;
-        let batch = self.batch_size() as f64;
-        if self.rest_until.is_some_and(|until| until > clock::now()) {
-            return 0;
-        }
-        match self.health.permit(now, in_flight, self.most_in_flight()) {
-            Permit::Until(_) => return 0,
-            Permit::Full if self.health.is_tripped() => return 0,
-            Permit::Probe if self.ready.len() > 0 => return 0,
-            Permit::Probe => return self.destination.batch_size,
-            Permit::Go | Permit::Full => {}
-        }
-        // An ordered claim must not be repeated while any of its leases lives: that would be refused.
-        if self.destination.settings.ordered && (self.ready.len() > 0 || in_flight > 0) {
-            return 0;
-        }
-        let allowed = f64::from(self.health.allowed(self.most_in_flight()));
-        let rounds = (2.0 * allowed * batch).max(self.pace.per_second);
-        let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
-        let target = rounds.min(by_rate).min(MAX_READY).max(batch);
-        let ready = self.ready.len() as f64;
-        let filling = !self.destination.settings.batch_wait.is_zero() && ready < batch;
-        if ready > target / 2.0 && !filling { 0 } else { (target - ready).max(1.0) as u32 }
-    }
-
-    /// Gives deliveries back that were never sent.
-    fn return_unsent(&mut self, leased: Vec<Leased>) {
-        if !leased.is_empty() {
-            // They lie before the point that the last claim reached.
-            self.reached = None;
-            self.hungry = true;
-            self.record(leased.iter().map(|leased| give_back(&leased.delivery)).collect());
-        }
-    }
-
-    fn record(&self, outcomes: Vec<Outcome>) {
-        if !outcomes.is_empty() {
-            self.links.db.do_send(Record(outcomes));
-        }
-    }
-
     /// Has the state written when it has changed.
     fn remember(&mut self) {
         let saved = self.health.saved(self.clock.now());
@@ -446,25 +267,6 @@ fn limits(shared: &Shared) -> Limits {
     Limits {
         threshold: shared.config.breaker_threshold,
         auto_disable_after: shared.config.auto_disable_after,
-    }
-}
-
-fn panicked(started_at: DbTime) -> Attempt {
-    let answer = Answer::OurFault("posthaste: the request ended in a panic, please report this".into());
-    Attempt { started_at, duration: Duration::ZERO, answer }
-}
-
-/// Reports the end of a request when the task is dropped: by then it has its attempt, or has panicked.
-struct Report {
-    to: Addr<DestinationActor>,
-    finished: Option<Finished>,
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        if let Some(finished) = self.finished.take() {
-            self.to.do_send(finished);
-        }
     }
 }
 

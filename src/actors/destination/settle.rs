@@ -61,7 +61,8 @@ impl DestinationActor {
         (age > limit).then(|| format!("expired: older than max_age_seconds = {}", limit.as_secs()))
     }
 
-    /// Decides what the end of a request means, for the destination and for each delivery, and has it written.
+    /// Decides what the end of a request means, for the destination and for each delivery, and has it
+    /// written.
     pub(super) fn settle(&mut self, ended: InFlight, attempt: Attempt, ctx: &mut Context<Self>) {
         let InFlight { batch, probe, started_at, .. } = ended;
         if probe {
