@@ -74,7 +74,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(Failure::Interrupted) => {
-            println!("Interrupted. Everything that the demo had made is gone again.");
+            println!("Interrupted; the database of the demo is gone again.");
             ExitCode::from(EXIT_INTERRUPTED)
         }
         Err(failure) => {
