@@ -4,8 +4,9 @@
 //! WEBHOOK_SECRET=whsec_… cargo run --example receiver
 //! ```
 //!
-//! The secret is the destination's `signing_secret`; the URL of the destination is `http://127.0.0.1:9000/hook`, and
-//! Posthaste has to be told that loopback is allowed: `POSTHASTE_ALLOW_NETWORKS=127.0.0.0/8`.
+//! The secret is the destination's `signing_secret`; the URL of the destination is
+//! `http://127.0.0.1:9000/hook`, and Posthaste has to be told that loopback is allowed:
+//! `POSTHASTE_ALLOW_NETWORKS=127.0.0.0/8`.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -16,8 +17,8 @@ use standardwebhooks::Webhook;
 
 struct Receiver {
     verifier: Webhook,
-    /// Ids of events that have been handled. Put them where they survive a restart: into a table with a unique key,
-    /// in the transaction that does the work.
+    /// Ids of events that have been handled. Put them where they survive a restart: into a table with a
+    /// unique key, in the transaction that does the work.
     handled: Mutex<HashSet<String>>,
 }
 

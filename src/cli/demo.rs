@@ -24,6 +24,7 @@ use self::receivers::Receivers;
 use crate::config::{DataDirArgs, DatabaseArgs};
 use crate::embedded::EmbeddedError;
 use crate::model::Secret;
+use crate::store::migrate::MigrateError;
 use crate::store::{self, StoreError};
 
 /// Exit code of a program that Ctrl-C ended, as shells have it.
@@ -58,6 +59,8 @@ enum Failure {
     Embedded(#[from] EmbeddedError),
     #[error("{0}")]
     Store(#[from] StoreError),
+    #[error("{0}")]
+    Migrate(#[from] MigrateError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]

@@ -48,3 +48,8 @@ impl Cli {
         }
     }
 }
+
+/// Runs what a short command does, on a runtime of its own.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    actix_rt::System::new().block_on(future)
+}

@@ -6,6 +6,7 @@
 
 pub mod database;
 pub mod demo;
+pub mod doctor;
 pub mod migrate;
 
 use std::str::FromStr;

@@ -20,7 +20,8 @@ pub struct Db {
 
 /// Brings the database at `url` to the present version, as `posthaste migrate` does.
 pub async fn migrate(url: &Secret) {
-    let _ = url;
+    let options = posthaste::store::options(url).unwrap();
+    posthaste::store::migrate::migrate(&options, Default::default()).await.unwrap();
 }
 
 impl Db {

@@ -1,0 +1,29 @@
+-- The least that `posthaste serve` needs. Run it as the owner of the tables, after `posthaste migrate`:
+--
+--   psql -v role=posthaste -f grants.sql "$DATABASE_URL"
+--
+-- The role needs no further right: no superuser, no CREATE, no BYPASSRLS (where row-level security is enabled,
+-- `posthaste check` prints the policies that it needs).
+
+GRANT USAGE ON SCHEMA public TO :"role";
+
+-- Claims and results. The rest of a delivery is never written.
+GRANT SELECT ON public.webhook_deliveries TO :"role";
+GRANT UPDATE (status, attempts, last_attempt_at, next_retry_at, response_status, response_body, error_message,
+    delivered_at) ON public.webhook_deliveries TO :"role";
+
+-- Where to send. `enabled` is written when a receiver says 410 or has failed for days; the same right lets an ordered
+-- claim lock its destination.
+GRANT SELECT ON public.webhook_destinations TO :"role";
+GRANT UPDATE (enabled, updated_at) ON public.webhook_destinations TO :"role";
+GRANT SELECT ON public.posthaste_destination_settings TO :"role";
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_destination_state TO :"role";
+
+-- What to send. INSERT only for --operational-events.
+GRANT SELECT, INSERT ON public.activity_logs TO :"role";
+
+-- Failed attempts, bounded per delivery.
+GRANT SELECT, INSERT, DELETE ON public.posthaste_attempts TO :"role";
+
+-- Whether everything has been migrated.
+GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role";

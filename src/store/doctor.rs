@@ -1,0 +1,349 @@
+//! The SQL of `posthaste check`: what would lose or delay deliveries, and what to do about it.
+//!
+//! Everything is read with the rights and the settings of the role that will run the dispatcher; nothing is written.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Row, query, raw_sql};
+
+use super::migrate;
+
+/// Clocks that differ by less than this are good enough.
+const SKEW_WARNING: Duration = Duration::from_secs(5);
+/// Receivers refuse signatures that are 5 minutes off; this leaves some for their own clocks.
+const SKEW_FAULT: Duration = Duration::from_secs(240);
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// Something would lose or delay deliveries.
+    Fault,
+    /// Worth knowing.
+    Warning,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub weight: Weight,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// What row-level security means for the session's role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowSecurity {
+    /// Nothing: no policy applies.
+    Inactive,
+    /// Policies apply and let everything through: sessions must run with `row_security = on`.
+    Open,
+    /// Policies would hide rows. The statements would let the role see them; an owner must run them.
+    Hiding(Vec<String>),
+}
+
+fn fault(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { weight: Weight::Fault, what: what.into(), remedy: remedy.into() }
+}
+
+fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { weight: Weight::Warning, what: what.into(), remedy: remedy.into() }
+}
+
+/// Looks at everything. Where the tables are missing, or may not be read, what needs them is left out.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    raw_sql("SET search_path = public; SET row_security = on").execute(&mut *conn).await?;
+    let mut findings = Vec::new();
+    let pending = migrate::pending(conn).await;
+    match pending {
+        Ok(pending) if pending.is_empty() => {}
+        Ok(pending) => {
+            findings.push(fault(
+                format!("migrations are missing: {}", pending.join(", ")),
+                "run posthaste migrate",
+            ));
+            return Ok(findings);
+        }
+        Err(error) if denied(&error) => {
+            let remedy =
+                "GRANT SELECT ON posthaste_migrations to this role (examples/deploy/grants.sql has all)";
+            findings.push(fault("this role may not read posthaste_migrations", remedy));
+            return Ok(findings);
+        }
+        Err(error) => return Err(error),
+    }
+    findings.extend(rights(conn).await?);
+    if !findings.is_empty() {
+        return Ok(findings);
+    }
+    findings.extend(row_security_of_the_role(conn).await?);
+    findings.extend(row_security_of_the_trigger(conn).await?);
+    findings.extend(drift(conn).await?);
+    findings.extend(columns(conn).await?);
+    findings.extend(
+        listed(conn, FILTERS, Weight::Fault, "correct or remove the filter: it matches nothing").await?,
+    );
+    findings
+        .extend(listed(conn, BROKEN, Weight::Fault, "correct the destination: its deliveries fail").await?);
+    findings.extend(listed(conn, IDLE, Weight::Warning, "correct posthaste_destination_settings").await?);
+    findings.extend(time(conn).await?);
+    Ok(findings)
+}
+
+fn denied(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42501")
+}
+
+/// What `serve` needs; `examples/deploy/grants.sql` grants exactly this.
+const NEEDED: [(&str, &str); 20] = [
+    ("webhook_deliveries", "SELECT"),
+    ("webhook_deliveries", "UPDATE (status)"),
+    ("webhook_deliveries", "UPDATE (attempts)"),
+    ("webhook_deliveries", "UPDATE (last_attempt_at)"),
+    ("webhook_deliveries", "UPDATE (next_retry_at)"),
+    ("webhook_deliveries", "UPDATE (response_status)"),
+    ("webhook_deliveries", "UPDATE (response_body)"),
+    ("webhook_deliveries", "UPDATE (error_message)"),
+    ("webhook_deliveries", "UPDATE (delivered_at)"),
+    ("webhook_destinations", "SELECT"),
+    ("webhook_destinations", "UPDATE (enabled)"),
+    ("webhook_destinations", "UPDATE (updated_at)"),
+    ("activity_logs", "SELECT"),
+    ("posthaste_destination_settings", "SELECT"),
+    ("posthaste_destination_state", "SELECT"),
+    ("posthaste_destination_state", "INSERT"),
+    ("posthaste_destination_state", "UPDATE"),
+    ("posthaste_destination_state", "DELETE"),
+    ("posthaste_attempts", "SELECT"),
+    ("posthaste_attempts", "INSERT"),
+];
+
+const RIGHTS: &str = "SELECT n.relation, n.privilege, quote_ident(current_user)
+    FROM unnest($1::text[], $2::text[]) AS n (relation, privilege)
+    WHERE NOT CASE WHEN n.privilege LIKE 'UPDATE (%'
+        THEN has_column_privilege('public.' || n.relation, rtrim(split_part(n.privilege, '(', 2), ')'), 'UPDATE')
+        ELSE has_table_privilege('public.' || n.relation, n.privilege) END";
+
+async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let (tables, privileges): (Vec<&str>, Vec<&str>) = NEEDED.into_iter().unzip();
+    let rows = query(RIGHTS).bind(tables).bind(privileges).fetch_all(conn).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let (table, privilege, role): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            fault(
+                format!("{privilege} on {table} is not granted"),
+                format!("GRANT {privilege} ON {table} TO {role}"),
+            )
+        })
+        .collect())
+}
+
+// A role that some policy applies to sees everything only if one permissive policy lets all through for all commands
+// and no restrictive one takes something away.
+const POLICIES: &str = "SELECT c.relname::text, quote_ident(current_user),
+        coalesce(bool_or(p.polpermissive AND p.polcmd = '*' AND pg_get_expr(p.polqual, p.polrelid) = 'true'
+            AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true'), false)
+        AND NOT coalesce(bool_or(NOT p.polpermissive), false)
+    FROM pg_class c
+    LEFT JOIN pg_policy p ON p.polrelid = c.oid AND EXISTS (
+        SELECT FROM unnest(p.polroles) r WHERE r = 0 OR pg_has_role(current_user, r, 'USAGE'))
+    WHERE c.relnamespace = 'public'::regnamespace AND row_security_active(c.oid)
+        AND c.relname IN ('activity_logs', 'webhook_destinations', 'webhook_deliveries',
+            'posthaste_destination_settings', 'posthaste_destination_state', 'posthaste_attempts')
+    GROUP BY c.relname ORDER BY c.relname";
+
+/// What row-level security means for the session's role. The session must run with `row_security = on`.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn row_security(conn: &mut PgConnection) -> Result<RowSecurity, sqlx::Error> {
+    let rows = query(POLICIES).fetch_all(conn).await?;
+    let hiding: Vec<String> = rows
+        .iter()
+        .filter(|row| !row.get::<bool, _>(2))
+        .map(|row| {
+            let (table, role): (&str, &str) = (row.get(0), row.get(1));
+            format!(
+                "CREATE POLICY posthaste_serve ON public.{table} TO {role} USING (true) WITH CHECK (true)"
+            )
+        })
+        .collect();
+    Ok(match (rows.is_empty(), hiding.is_empty()) {
+        (true, _) => RowSecurity::Inactive,
+        (false, true) => RowSecurity::Open,
+        (false, false) => RowSecurity::Hiding(hiding),
+    })
+}
+
+async fn row_security_of_the_role(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let RowSecurity::Hiding(statements) = row_security(conn).await? else { return Ok(Vec::new()) };
+    let what = "row-level security hides rows from this role";
+    let or =
+        "as the owner (restrictive policies must let the role through as well); or ALTER ROLE … BYPASSRLS";
+    Ok(statements.into_iter().map(|statement| fault(what, format!("{statement}; {or}"))).collect())
+}
+
+// The fan-out runs with its owner's rights, and forced row-level security binds owners, too.
+const TRIGGER_POLICIES: &str = "SELECT c.relname::text, quote_ident(o.rolname)
+    FROM pg_proc f JOIN pg_roles o ON o.oid = f.proowner, pg_class c
+    WHERE f.pronamespace = 'public'::regnamespace AND f.proname = 'posthaste_fan_out'
+        AND c.relnamespace = 'public'::regnamespace
+        AND c.relname IN ('webhook_destinations', 'webhook_deliveries')
+        AND c.relrowsecurity AND NOT o.rolsuper AND NOT o.rolbypassrls
+        AND (c.relforcerowsecurity OR NOT pg_has_role(f.proowner, c.relowner, 'USAGE'))
+        AND (EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND NOT p.polpermissive)
+             OR NOT EXISTS (
+                SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd = '*'
+                    AND (p.polname = 'posthaste_fan_out' OR pg_get_expr(p.polqual, p.polrelid) = 'true')
+                    AND (0 = ANY (p.polroles) OR f.proowner = ANY (p.polroles))))
+        AND EXISTS (SELECT FROM public.posthaste_options t WHERE t.name = 'fan_out' AND t.value)";
+
+async fn row_security_of_the_trigger(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let rows = query(TRIGGER_POLICIES).fetch_all(conn).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let (table, owner): (&str, &str) = (row.get(0), row.get(1));
+            fault(
+                format!(
+                    "row-level security of {table} may hide rows from the fan-out, which runs as {owner}"
+                ),
+                format!(
+                    "{}; and let {owner} through all restrictive policies",
+                    migrate::fan_out_policy(table, owner)
+                ),
+            )
+        })
+        .collect())
+}
+
+/// What `migrate` would do now: indexes that are missing or invalid, triggers, functions.
+async fn drift(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let drift = migrate::drift(conn).await?;
+    let given = |statement: &str| !statement.contains("posthaste_") && !statement.contains("UNIQUE");
+    let mut findings: Vec<Finding> = drift
+        .statements
+        .iter()
+        .map(|statement| {
+            let what = format!("the tables are not as they should be; missing: {}", first_line(statement));
+            let weight = if given(statement) { Weight::Warning } else { Weight::Fault };
+            Finding { weight, what, remedy: "run posthaste migrate".into() }
+        })
+        .collect();
+    findings.extend(drift.switched_off.iter().map(|trigger| {
+        fault(format!("trigger {trigger} is switched off"), "ALTER TABLE … ENABLE TRIGGER, then backfill")
+    }));
+    Ok(findings)
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+async fn columns(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let missing = migrate::missing_event_columns(conn).await?;
+    Ok(missing
+        .iter()
+        .map(|column| {
+            let what = format!("activity_logs has no column {column}: it is null in every webhook");
+            warning(what, format!("add the column to activity_logs if receivers need {column}"))
+        })
+        .collect())
+}
+
+const FILTERS: &str = "SELECT format('event_filter of destination \"%s\" (%s) is bad: %s', name, id, f.fault)
+    FROM public.webhook_destinations d, LATERAL public.posthaste_filter_fault(d.event_filter) AS f (fault)
+    WHERE d.event_filter <> '{}' AND f.fault IS NOT NULL ORDER BY d.id LIMIT 100";
+
+const BROKEN: &str = "SELECT format('destination \"%s\" (%s): %s', d.name, d.id, f.fault)
+    FROM public.webhook_destinations d, LATERAL (VALUES
+        (d.url !~* '^https?://[^/@]+([/?#]|$)', 'its url is not an http or https URL without userinfo'),
+        (d.auth_type = 'bearer' AND coalesce(d.auth_config ->> 'token', '') = '', 'bearer needs auth_config.token'),
+        (d.auth_type = 'header' AND coalesce(d.auth_config ->> 'header_name', '') = '',
+            'header needs auth_config.header_name'),
+        (d.auth_type = 'basic' AND d.auth_config ->> 'username' IS NULL, 'basic needs auth_config.username'),
+        (d.auth_type = 'oauth2' AND (coalesce(d.auth_config ->> 'token_url', '') = ''
+            OR coalesce(d.auth_config ->> 'client_id', '') = ''), 'oauth2 needs token_url and client_id')
+    ) AS f (holds, fault)
+    WHERE d.enabled AND f.holds ORDER BY d.id LIMIT 100";
+
+const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.name, d.id, f.fault)
+    FROM public.webhook_destinations d JOIN public.posthaste_destination_settings s ON s.destination_id = d.id,
+    LATERAL (VALUES
+        (s.batch_wait_ms > 0 AND d.batch_size = 1, 'batch_wait_ms has no effect with batch_size 1'),
+        (s.ordered AND s.max_in_flight > 1, 'max_in_flight has no effect: ordered destinations send one at a time'),
+        (s.rate_limit_burst IS NOT NULL AND s.rate_limit_per_second IS NULL,
+            'rate_limit_burst has no effect without rate_limit_per_second'),
+        (s.signature_scheme = 'hex' AND d.signing_secret IS NULL, 'signature_scheme hex needs a signing_secret'),
+        (s.signature_scheme = 'standard' AND s.signature_header IS NOT NULL,
+            'signature_header has no effect with signature_scheme standard'),
+        (s.previous_signing_secret IS NOT NULL AND s.previous_secret_expires_at IS NULL,
+            'previous_signing_secret has no previous_secret_expires_at')
+    ) AS f (holds, fault)
+    WHERE f.holds ORDER BY d.id LIMIT 100";
+
+async fn listed(
+    conn: &mut PgConnection,
+    sql: &'static str,
+    weight: Weight,
+    remedy: &str,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    let finding = |row: PgRow| Finding { weight, what: row.get(0), remedy: remedy.into() };
+    query(sql).map(finding).fetch_all(conn).await
+}
+
+// Whose sessions would write local time with now(): a setting of the server, of this database, of a role.
+const ZONES: &str = "WITH zone (what, name) AS (
+        SELECT 'the server', reset_val FROM pg_settings WHERE name = 'TimeZone' AND source <> 'client'
+        UNION ALL
+        SELECT concat_ws(', ', 'database ' || d.datname, 'role ' || r.rolname), split_part(c, '=', 2)
+        FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
+            LEFT JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c
+        WHERE lower(c) LIKE 'timezone=%' AND s.setdatabase IN (0, (SELECT oid FROM pg_database
+            WHERE datname = current_database())))
+    SELECT what, name FROM zone
+    WHERE lower(name) NOT IN ('utc', 'etc/utc', 'gmt', 'etc/gmt', 'uct', 'etc/uct', 'zulu', 'etc/zulu', 'universal',
+        'etc/universal', 'greenwich', 'etc/greenwich', '0')";
+
+const FUTURE: &str = "SELECT count(*) FROM (SELECT FROM public.activity_logs
+        WHERE created_at > timezone('UTC', clock_timestamp()) + interval '1 minute' LIMIT 1000) future";
+
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
+
+async fn time(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let mut findings = Vec::new();
+    for row in query(ZONES).fetch_all(&mut *conn).await? {
+        let (what, zone): (&str, &str) = (row.get(0), row.get(1));
+        findings.push(warning(
+            format!("TimeZone of {what} is {zone}: now() writes local time where UTC is meant"),
+            "set TimeZone to UTC there, or have the application write timezone('UTC', now())",
+        ));
+    }
+    if !migrate::missing_event_columns(conn).await?.contains(&"created_at") {
+        let future: i64 = query(FUTURE).fetch_one(&mut *conn).await?.get(0);
+        if future > 0 {
+            let some = if future == 1000 { "at least 1000".into() } else { future.to_string() };
+            findings.push(warning(
+                format!("created_at of {some} events is in the future: somebody writes local time"),
+                "set that role's TimeZone to UTC",
+            ));
+        }
+    }
+    let shown: i64 = query(CLOCK).fetch_one(&mut *conn).await?.get(0);
+    let here = crate::clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let skew = here.abs_diff(Duration::from_millis(u64::try_from(shown).unwrap_or(0)));
+    if skew >= SKEW_WARNING {
+        let weight = if skew >= SKEW_FAULT { Weight::Fault } else { Weight::Warning };
+        let what = format!("the clocks of this machine and of the database differ by {} s", skew.as_secs());
+        let remedy = "synchronise both (NTP): receivers refuse signatures that are 5 minutes off".into();
+        findings.push(Finding { weight, what, remedy });
+    }
+    Ok(findings)
+}

@@ -1,0 +1,241 @@
+//! What is there: the catalog's facts about schema `public` that a plan depends on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Row, query};
+
+/// A table, view or whatever else has a name in `public`.
+#[derive(Debug)]
+pub struct Table {
+    /// `pg_class.relkind`: `r` is a table, `p` a partitioned one.
+    pub kind: String,
+    /// Whether we may alter it.
+    pub ours_to_alter: bool,
+    /// Whether row-level security applies to us as it would inside of a trigger function that we own.
+    pub secured: bool,
+    /// Its columns.
+    pub columns: BTreeMap<String, Column>,
+}
+
+/// A column.
+#[derive(Debug)]
+pub struct Column {
+    /// Its type without a modifier.
+    pub base_type: String,
+    /// Whether an INSERT that does not name it fails.
+    pub must_be_named: bool,
+}
+
+/// A constraint.
+#[derive(Debug)]
+pub struct Constraint {
+    /// The table it belongs to.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// `p`, `u`, `f` or `c`.
+    pub kind: String,
+    /// As `pg_get_constraintdef` prints it.
+    pub definition: String,
+    /// The columns it is about, in its order.
+    pub columns: Vec<String>,
+    /// The table it refers to, where it is a foreign key.
+    pub refers_to: Option<String>,
+    /// Whether all rows are known to obey it.
+    pub validated: bool,
+}
+
+/// An index.
+#[derive(Debug)]
+pub struct Index {
+    /// The table it belongs to.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// What follows `ON public.` in `pg_get_indexdef`.
+    pub definition: String,
+    /// Whether it can be used: one whose building was interrupted cannot.
+    pub valid: bool,
+    /// Whether it can be what ON CONFLICT and foreign keys ask for: unique, at once, over all rows.
+    pub arbiter: bool,
+}
+
+/// A trigger.
+#[derive(Debug)]
+pub struct Trigger {
+    /// As `pg_get_triggerdef` prints it.
+    pub definition: String,
+    /// Whether it fires in ordinary sessions.
+    pub enabled: bool,
+}
+
+/// All facts.
+#[derive(Debug)]
+pub struct Catalog {
+    /// PostgreSQL's version as a number: 150018.
+    pub server_version: i32,
+    /// Whether we may create things in `public`.
+    pub may_create: bool,
+    /// Tables by name.
+    pub tables: BTreeMap<String, Table>,
+    /// All constraints.
+    pub constraints: Vec<Constraint>,
+    /// All indexes.
+    pub indexes: Vec<Index>,
+    /// Bodies of our functions by name.
+    pub functions: BTreeMap<String, String>,
+    /// Triggers by table and name.
+    pub triggers: BTreeMap<(String, String), Trigger>,
+    /// Tables that have our policy.
+    pub policies: BTreeSet<String>,
+    /// Versions that are recorded as applied.
+    pub versions: BTreeSet<i32>,
+    /// What `migrate` was told before.
+    pub options: BTreeMap<String, bool>,
+    /// Whether `webhook_deliveries` holds rows.
+    pub has_deliveries: bool,
+}
+
+const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
+    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'), false)";
+
+const TABLES: &str =
+    "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
+    FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
+
+const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL),
+        a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        AND a.attnum > 0 AND NOT a.attisdropped";
+
+const CONSTRAINTS: &str =
+    "SELECT c.relname::text, k.conname::text, k.contype::text, pg_get_constraintdef(k.oid),
+        ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS key (num, n)
+              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = key.num ORDER BY n),
+        r.relname::text, k.convalidated
+    FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_class r ON r.oid = k.confrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND k.contype IN ('p', 'u', 'f', 'c')";
+
+const INDEXES: &str =
+    "SELECT c.relname::text, i.relname::text, split_part(pg_get_indexdef(i.oid), ' ON public.', 2),
+        x.indisvalid AND x.indisready, x.indisunique AND x.indimmediate AND x.indpred IS NULL
+            AND x.indexprs IS NULL AND x.indisvalid
+    FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
+    WHERE c.relnamespace = 'public'::regnamespace";
+
+const FUNCTIONS: &str = "SELECT proname::text, prosrc FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'posthaste\\_%'";
+
+const TRIGGERS: &str =
+    "SELECT c.relname::text, t.tgname::text, pg_get_triggerdef(t.oid), t.tgenabled IN ('O', 'A')
+    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND NOT t.tgisinternal";
+
+const POLICIES: &str = "SELECT c.relname::text FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
+    WHERE c.relnamespace = 'public'::regnamespace AND p.polname = 'posthaste_fan_out'";
+
+const VERSIONS: &str = "SELECT version FROM public.posthaste_migrations";
+
+const OPTIONS: &str = "SELECT name, value FROM public.posthaste_options";
+
+// Where a policy would hide the rows, the size tells: too careful at worst, as deleted rows leave size behind.
+const DELIVERIES: &str = "SELECT CASE WHEN row_security_active('public.webhook_deliveries')
+        THEN pg_relation_size('public.webhook_deliveries') > 0
+        ELSE EXISTS (SELECT FROM public.webhook_deliveries) END";
+
+impl Catalog {
+    /// Reads everything. The session's search_path must be `public`, on which the spelling depends.
+    pub async fn read(conn: &mut PgConnection) -> Result<Catalog, sqlx::Error> {
+        let server = query(SERVER).fetch_one(&mut *conn).await?;
+        let mut tables: BTreeMap<String, Table> = query(TABLES)
+            .map(|row: PgRow| (row.get(0), table(&row)))
+            .fetch_all(&mut *conn)
+            .await?
+            .into_iter()
+            .collect();
+        for row in query(COLUMNS).fetch_all(&mut *conn).await? {
+            let column = Column { base_type: row.get(2), must_be_named: row.get(3) };
+            if let Some(table) = tables.get_mut(row.get::<&str, _>(0)) {
+                table.columns.insert(row.get(1), column);
+            }
+        }
+        let mut catalog = Catalog {
+            server_version: server.get(0),
+            may_create: server.get(1),
+            constraints: query(CONSTRAINTS).map(constraint).fetch_all(&mut *conn).await?,
+            indexes: query(INDEXES).map(index).fetch_all(&mut *conn).await?,
+            functions: pairs(query(FUNCTIONS).fetch_all(&mut *conn).await?),
+            triggers: query(TRIGGERS).map(trigger).fetch_all(&mut *conn).await?.into_iter().collect(),
+            policies: query(POLICIES)
+                .map(|row: PgRow| row.get(0))
+                .fetch_all(&mut *conn)
+                .await?
+                .into_iter()
+                .collect(),
+            versions: BTreeSet::new(),
+            options: BTreeMap::new(),
+            has_deliveries: false,
+            tables,
+        };
+        if catalog.tables.contains_key("posthaste_migrations") {
+            let rows = query(VERSIONS).map(|row: PgRow| row.get(0)).fetch_all(&mut *conn).await?;
+            catalog.versions = rows.into_iter().collect();
+        }
+        if catalog.tables.contains_key("posthaste_options") {
+            let rows =
+                query(OPTIONS).map(|row: PgRow| (row.get(0), row.get(1))).fetch_all(&mut *conn).await?;
+            catalog.options = rows.into_iter().collect();
+        }
+        if catalog.tables.contains_key("webhook_deliveries") {
+            catalog.has_deliveries = query(DELIVERIES).fetch_one(&mut *conn).await?.get(0);
+        }
+        Ok(catalog)
+    }
+
+    /// Whether a table of this name is there.
+    pub fn has_table(&self, table: &str) -> bool {
+        self.tables.contains_key(table)
+    }
+
+    /// Whether the table has the column.
+    pub fn has_column(&self, table: &str, column: &str) -> bool {
+        self.tables.get(table).is_some_and(|table| table.columns.contains_key(column))
+    }
+}
+
+fn table(row: &PgRow) -> Table {
+    Table { kind: row.get(1), ours_to_alter: row.get(2), secured: row.get(3), columns: BTreeMap::new() }
+}
+
+fn constraint(row: PgRow) -> Constraint {
+    Constraint {
+        table: row.get(0),
+        name: row.get(1),
+        kind: row.get(2),
+        definition: row.get(3),
+        columns: row.get(4),
+        refers_to: row.get(5),
+        validated: row.get(6),
+    }
+}
+
+fn index(row: PgRow) -> Index {
+    Index {
+        table: row.get(0),
+        name: row.get(1),
+        definition: row.get(2),
+        valid: row.get(3),
+        arbiter: row.get(4),
+    }
+}
+
+fn trigger(row: PgRow) -> ((String, String), Trigger) {
+    ((row.get(0), row.get(1)), Trigger { definition: row.get(2), enabled: row.get(3) })
+}
+
+fn pairs(rows: Vec<PgRow>) -> BTreeMap<String, String> {
+    rows.into_iter().map(|row| (row.get(0), row.get(1))).collect()
+}

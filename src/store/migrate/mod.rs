@@ -1,0 +1,285 @@
+//! The migrator: creates the tables on an empty database, and adopts those of an application.
+//!
+//! ```text
+//! migrations/*.sql ──▶ script: what should be there ─┐
+//!                                                    ├─▶ faults: why not ─▶ plan: statements ─▶ run, or print
+//! the database ──────▶ catalog: what is there ───────┘
+//! ```
+//!
+//! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second run
+//! finds nothing to do. `posthaste_migrations` only tells `serve` whether everything has been applied. Nothing that
+//! an application owns is dropped, rewritten or renamed; the one exception is the CHECK on `auth_type`, which must let
+//! `oauth2` through.
+
+mod catalog;
+mod faults;
+mod plan;
+mod script;
+
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Row, query, raw_sql};
+
+use super::{StoreError, connect};
+use catalog::Catalog;
+pub use plan::fan_out_policy;
+use plan::{Mode, Plan, Step};
+pub use script::MIGRATIONS;
+
+/// Tables that exist only so that foreign keys have something to refer to; an application's own are left alone.
+const STAND_INS: [&str; 2] = ["organizations", "employees"];
+/// One migrator at a time holds this advisory lock.
+const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
+/// How often a migrator asks whether the other one has finished. Asking, because a session that waits inside of a
+/// statement would itself be waited for by the other's CREATE INDEX CONCURRENTLY.
+const LOCK_POLL: Duration = Duration::from_millis(200);
+/// How long it asks: building indexes on big tables takes a while.
+const LOCK_WAIT: Duration = Duration::from_secs(3600);
+/// How often a step is tried whose lock (2 s) cannot be had, and the pause between tries, in which those who queued
+/// up behind our request get through.
+const TRIES: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What `migrate` is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Work out the statements and run none.
+    pub dry_run: bool,
+    /// Whether events become deliveries by the trigger; `None`: as before, or yes where no delivery exists.
+    pub fan_out: Option<bool>,
+    /// Whether triggers send notifications; `None`: as before, or yes.
+    pub notify: Option<bool>,
+}
+
+/// What a run did, or would do.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The statements, in order.
+    pub statements: Vec<String>,
+    /// What a person should know.
+    pub notices: Vec<String>,
+}
+
+/// Why there was no migration.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// Something about the database must be changed by a person. Nothing has been done.
+    #[error("nothing was changed, because:{}", .0.iter().map(|fault| format!("\n  - {fault}")).collect::<String>())]
+    Faults(Vec<String>),
+    /// `webhook_deliveries` holds rows and nobody said who creates them from now on. Nothing has been done.
+    #[error(
+        "nothing was changed, because webhook_deliveries already holds rows. If the application inserts its own \
+         deliveries, the trigger would collide with them: then use --without-fan-out. If it does not, or inserts with \
+         ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
+    )]
+    FanOutUndecided,
+    /// Another migrator did not finish.
+    #[error("another migration has been running for an hour; try again when it is done")]
+    Busy,
+    /// A step failed; those before it stay, and the next run goes on from there.
+    #[error("{source}\nin: {statement}\n(a further run continues where this one stopped)")]
+    Step {
+        /// The statement.
+        statement: String,
+        /// What PostgreSQL said.
+        source: sqlx::Error,
+    },
+    /// The database cannot be reached or read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for MigrateError {
+    fn from(error: sqlx::Error) -> MigrateError {
+        MigrateError::Store(StoreError::Database(error))
+    }
+}
+
+/// [`Options`] with the defaults and what is remembered filled in.
+#[derive(Clone, Copy, Debug)]
+struct Choices {
+    fan_out: bool,
+    notify: bool,
+}
+
+impl Choices {
+    fn new(catalog: &Catalog, told: Options) -> Choices {
+        let chosen = |told: Option<bool>, name| told.or(catalog.options.get(name).copied()).unwrap_or(true);
+        Choices { fan_out: chosen(told.fan_out, "fan_out"), notify: chosen(told.notify, "notify") }
+    }
+}
+
+/// Brings the database up to date, or says what that would take.
+///
+/// # Errors
+/// See [`MigrateError`].
+pub async fn migrate(options: &PgConnectOptions, told: Options) -> Result<Report, MigrateError> {
+    let mut conn = connect(options).await?;
+    prepare(&mut conn).await?;
+    if !told.dry_run {
+        lock(&mut conn).await?;
+    }
+    let plan = planned(&mut conn, told).await?;
+    let report = Report {
+        statements: plan.steps.iter().flat_map(|step| step.statements.clone()).collect(),
+        notices: plan.notices,
+    };
+    if !told.dry_run {
+        for step in &plan.steps {
+            run(&mut conn, step).await?;
+        }
+    }
+    // Closing the session also releases the lock; a failure to say goodbye changes nothing.
+    drop(conn.close().await);
+    Ok(report)
+}
+
+/// The migrations that this build needs and the database lacks, by name.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn pending(conn: &mut PgConnection) -> Result<Vec<&'static str>, sqlx::Error> {
+    let there: bool = query("SELECT to_regclass('public.posthaste_migrations') IS NOT NULL")
+        .fetch_one(&mut *conn)
+        .await?
+        .get(0);
+    let mut applied: Vec<i32> = Vec::new();
+    if there {
+        let rows = query("SELECT version FROM public.posthaste_migrations").fetch_all(&mut *conn).await?;
+        applied = rows.iter().map(|row| row.get(0)).collect();
+    }
+    Ok(MIGRATIONS.iter().filter(|m| !applied.contains(&m.version)).map(|m| m.name).collect())
+}
+
+/// The columns of the event that this `activity_logs` lacks: they are null on the wire.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn missing_event_columns(conn: &mut PgConnection) -> Result<Vec<&'static str>, sqlx::Error> {
+    let sql = "SELECT attname::text FROM pg_attribute
+        WHERE attrelid = to_regclass('public.activity_logs') AND attnum > 0 AND NOT attisdropped";
+    let found: Vec<String> = query(sql).fetch_all(conn).await?.iter().map(|row| row.get(0)).collect();
+    let tables = script::statements().into_iter().filter_map(|statement| match statement.makes {
+        script::Makes::Table { name: "activity_logs", columns } => Some(columns),
+        _ => None,
+    });
+    Ok(tables.flatten().map(|c| c.name).filter(|name| !found.iter().any(|f| f == name)).collect())
+}
+
+/// How the database differs from what it should be.
+#[derive(Debug, Default)]
+pub struct Drift {
+    /// What `migrate` would run.
+    pub statements: Vec<String>,
+    /// Triggers that somebody has switched off.
+    pub switched_off: Vec<String>,
+}
+
+/// Compares without being the owner and without changing anything. The search_path must be `public`.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
+    let catalog = Catalog::read(conn).await?;
+    let mut statements = script::statements();
+    keep_last_definitions(&mut statements);
+    let choices = Choices::new(&catalog, Options::default());
+    let plan = plan::make(conn, &catalog, &statements, choices).await?;
+    let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
+    let statements = plan.steps.into_iter().flat_map(|step| step.statements);
+    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
+    Ok(Drift {
+        statements: statements.filter(|s| !of_the_trigger(s)).collect(),
+        switched_off: plan.switched_off,
+    })
+}
+
+/// Settings on which the comparison, the locking and the sight of rows depend.
+async fn prepare(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    raw_sql(
+        "SET search_path = public; SET statement_timeout = 0; SET lock_timeout = '2s'; SET row_security = on;
+         SET client_min_messages = warning; SET TimeZone = 'UTC'",
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn lock(conn: &mut PgConnection) -> Result<(), MigrateError> {
+    for _ in 0..LOCK_WAIT.as_millis() / LOCK_POLL.as_millis() {
+        let row = query("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut *conn).await?;
+        if row.get(0) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+    Err(MigrateError::Busy)
+}
+
+async fn planned(conn: &mut PgConnection, told: Options) -> Result<Plan, MigrateError> {
+    let catalog = Catalog::read(conn).await?;
+    let choices = Choices::new(&catalog, told);
+    let undecided = told.fan_out.is_none() && !catalog.options.contains_key("fan_out");
+    let mut statements = script::statements();
+    keep_last_definitions(&mut statements);
+    let newest = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+    let mut faults = faults::find(&catalog, &statements, newest, choices.fan_out);
+    if !faults.is_empty() {
+        return Err(MigrateError::Faults(faults));
+    }
+    let mut plan = plan::make(conn, &catalog, &statements, choices).await?;
+    faults.append(&mut plan.faults);
+    match faults.is_empty() {
+        false => Err(MigrateError::Faults(faults)),
+        true if undecided && catalog.has_deliveries => Err(MigrateError::FanOutUndecided),
+        true => Ok(plan),
+    }
+}
+
+/// Where a later migration defines a function or a trigger anew, only that definition counts.
+fn keep_last_definitions(statements: &mut Vec<script::Statement>) {
+    let mut seen = std::collections::HashSet::new();
+    statements.reverse();
+    statements.retain(|statement| match &statement.makes {
+        script::Makes::Function { name, .. } => seen.insert(("", *name)),
+        script::Makes::Trigger { table, name } => seen.insert((*table, *name)),
+        _ => true,
+    });
+    statements.reverse();
+}
+
+async fn run(conn: &mut PgConnection, step: &Step) -> Result<(), MigrateError> {
+    // Several statements in one message are one transaction.
+    let sql = step.statements.join(";\n");
+    if step.mode == Mode::Concurrently {
+        // Giving up half way would leave an invalid index, and waiting for old transactions keeps nobody waiting.
+        raw_sql("SET lock_timeout = 0").execute(&mut *conn).await?;
+    }
+    let mut tried = 1;
+    let done = loop {
+        match raw_sql(AssertSqlSafe(sql.clone())).execute(&mut *conn).await {
+            Err(error) if tried < TRIES && is_lock_trouble(&error) => {
+                log::info!("waiting for a lock (try {tried} of {TRIES}): {}", first_line(&sql));
+                tried += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => break done,
+        }
+    };
+    if step.mode == Mode::Concurrently {
+        raw_sql("SET lock_timeout = '2s'").execute(&mut *conn).await?;
+    }
+    done.map(drop).map_err(|source| MigrateError::Step { statement: first_line(&sql).to_owned(), source })
+}
+
+fn is_lock_trouble(error: &sqlx::Error) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const DEADLOCK: &str = "40P01";
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some(LOCK_NOT_AVAILABLE | DEADLOCK))
+}
+
+fn first_line(sql: &str) -> &str {
+    sql.lines().next().unwrap_or_default()
+}

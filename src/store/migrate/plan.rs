@@ -1,0 +1,350 @@
+//! The difference between what should be there and what is there, as statements.
+//!
+//! A table that is missing is made at once with everything that belongs to it, so that it is there whole or not at
+//! all. To a table that is there only what is missing is added, in forms that lock it for a moment at most.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::catalog::{Catalog, Constraint};
+use super::faults::has_unique;
+use super::script::{MIGRATIONS, Makes, Statement, columns_of};
+use super::{Choices, STAND_INS};
+
+/// How a step must be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In a transaction of its own, giving up soon when a lock cannot be had.
+    Locking,
+    /// Outside of a transaction, waiting for older transactions as long as they last: it keeps nobody waiting.
+    Concurrently,
+}
+
+/// Statements that belong together.
+#[derive(Debug)]
+pub struct Step {
+    /// How they must be run.
+    pub mode: Mode,
+    /// The statements, one transaction.
+    pub statements: Vec<String>,
+}
+
+/// What is to be done, and what a person should know.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// Things left as they are, and why.
+    pub notices: Vec<String>,
+    /// Things that stand in the way and could only be seen by looking at the rows.
+    pub faults: Vec<String>,
+    /// Triggers that are there and do not fire.
+    pub switched_off: Vec<String>,
+}
+
+impl Plan {
+    fn lock(&mut self, statement: impl Into<String>) {
+        self.steps.push(Step { mode: Mode::Locking, statements: vec![statement.into()] });
+    }
+
+    fn concurrently(&mut self, statement: impl Into<String>) {
+        self.steps.push(Step { mode: Mode::Concurrently, statements: vec![statement.into()] });
+    }
+}
+
+/// Works out the plan. Rows are looked at only where a constraint is missing on a table that is in use.
+pub async fn make(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    statements: &[Statement],
+    choices: Choices,
+) -> Result<Plan, sqlx::Error> {
+    let mut plan = Plan::default();
+    // The tables that this plan makes: their constraints and indexes go into the step of the table.
+    let mut fresh: Vec<(&str, usize)> = Vec::new();
+    for statement in statements {
+        let step_of = |table: &str| fresh.iter().find(|(name, _)| *name == table).map(|(_, step)| *step);
+        match &statement.makes {
+            Makes::Table { name, .. } if !catalog.has_table(name) => {
+                fresh.push((name, plan.steps.len()));
+                plan.lock(statement.sql);
+            }
+            Makes::Constraint { table, .. } | Makes::Index { table, .. } if step_of(table).is_some() => {
+                let step = step_of(table).unwrap_or(0);
+                plan.steps[step].statements.push(statement.sql.to_owned());
+            }
+            Makes::Table { name, columns } => {
+                // What activity_logs lacks is null on the wire: an application's event table gets no new columns.
+                let add = columns.iter().filter(|c| !catalog.has_column(name, c.name));
+                let left_alone = STAND_INS.contains(name) || *name == "activity_logs";
+                for column in add.filter(|_| !left_alone) {
+                    plan.lock(format!("ALTER TABLE public.{name} ADD COLUMN {}", column.line));
+                }
+            }
+            Makes::Constraint { table, name, definition } => {
+                if !STAND_INS.contains(table) {
+                    constraint(conn, catalog, &mut plan, [table, name, definition]).await?;
+                }
+            }
+            Makes::Index { table, name, definition } => index(catalog, &mut plan, [table, name, definition]),
+            Makes::Function { name, body } => {
+                let (from, to) = event_payload(catalog);
+                if catalog.functions.get(*name).is_none_or(|found| *found != body.replace(from, to)) {
+                    plan.lock(statement.sql.replace(from, to));
+                }
+            }
+            Makes::Trigger { table, name } => {
+                trigger(catalog, &mut plan, choices, [table, name, statement.sql])
+            }
+        }
+    }
+    policies(conn, catalog, &mut plan, choices).await?;
+    bookkeeping(catalog, &mut plan, choices);
+    Ok(plan)
+}
+
+/// The functions read events by name, the payload excepted, for speed: where the table has none, it is null.
+fn event_payload(catalog: &Catalog) -> (&'static str, &'static str) {
+    let lacks = catalog.has_table("activity_logs") && !catalog.has_column("activity_logs", "payload");
+    ("n.payload", if lacks { "NULL::jsonb AS payload" } else { "n.payload" })
+}
+
+async fn constraint(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    plan: &mut Plan,
+    [table, name, definition]: [&str; 3],
+) -> Result<(), sqlx::Error> {
+    if name == "webhook_destinations_auth_type_check" {
+        let old = catalog.constraints.iter().filter(|c| c.table == table && c.kind == "c");
+        if let Some(old) =
+            old.filter(|c| c.columns == ["auth_type"]).find(|c| !c.definition.contains("'oauth2'"))
+        {
+            widen(plan, old);
+            return Ok(());
+        }
+    }
+    let mut of_table = catalog.constraints.iter().filter(|c| c.table == table);
+    if let Some(found) = of_table.find(|c| c.name == name || same(c, definition)) {
+        // An earlier run may have been interrupted between adding and validating.
+        if found.name == name && !found.validated && rows_obey(conn, catalog, table, definition).await? {
+            plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
+        }
+        return Ok(());
+    }
+    let kind = definition.split('(').next().unwrap_or_default().trim();
+    let add = format!("ALTER TABLE public.{table} ADD CONSTRAINT {name}");
+    match kind {
+        "PRIMARY KEY" | "UNIQUE" => unique(conn, catalog, plan, [table, name, definition]).await?,
+        // The application lives without this key; with it, INSERTs that work today might fail.
+        "FOREIGN KEY" if STAND_INS.iter().any(|t| definition.contains(&format!("REFERENCES {t}("))) => {}
+        _ if !rows_obey(conn, catalog, table, definition).await? => {
+            let text = format!("{table} holds rows that break `{definition}`");
+            match kind {
+                "CHECK" => plan.notices.push(format!("{text}: {name} was left out")),
+                _ => plan.faults.push(format!("{text}: delete these rows first")),
+            }
+        }
+        _ => {
+            plan.lock(format!("{add} {definition} NOT VALID"));
+            plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// Lets `oauth2` through a CHECK that an application has written, whatever else it says.
+fn widen(plan: &mut Plan, old: &Constraint) {
+    let expression = old.definition.trim_end_matches(" NOT VALID").trim_end_matches(" NO INHERIT");
+    let expression = expression.strip_prefix("CHECK ").unwrap_or(expression);
+    let name = quoted(&old.name);
+    plan.lock(format!(
+        "ALTER TABLE public.webhook_destinations DROP CONSTRAINT {name}, ADD CONSTRAINT {name} \
+         CHECK ({expression} OR ((auth_type)::text = 'oauth2'::text)) NOT VALID"
+    ));
+    if old.validated {
+        plan.lock(format!("ALTER TABLE public.webhook_destinations VALIDATE CONSTRAINT {name}"));
+    }
+}
+
+/// Whether a constraint of another name does what `definition` would do.
+fn same(found: &Constraint, definition: &str) -> bool {
+    let same_key = || {
+        let refers_to = definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next());
+        found.columns == columns_of(definition) && found.refers_to.as_deref() == refers_to
+    };
+    found.definition == definition
+        || (found.kind == "f" && definition.starts_with("FOREIGN KEY") && same_key())
+}
+
+async fn unique(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    plan: &mut Plan,
+    [table, name, definition]: [&str; 3],
+) -> Result<(), sqlx::Error> {
+    let columns = columns_of(definition);
+    if has_unique(catalog, table, &columns) {
+        return Ok(());
+    }
+    let list = columns.join(", ");
+    let probe = format!("SELECT FROM public.{table} GROUP BY {list} HAVING count(*) > 1 LIMIT 1");
+    if !is_hidden(catalog, table) && sqlx::query(AssertSqlSafe(probe)).fetch_optional(conn).await?.is_some() {
+        plan.faults
+            .push(format!("{table} holds rows with the same ({list}), which must be unique: remove them"));
+        return Ok(());
+    }
+    if catalog.indexes.iter().any(|index| index.name == name) {
+        plan.concurrently(format!("DROP INDEX CONCURRENTLY public.{name}"));
+    }
+    // A table has one primary key at most; where the application uses it for something else, UNIQUE does as well.
+    let has_primary = catalog.constraints.iter().any(|c| c.table == table && c.kind == "p");
+    let kind = if definition.starts_with("PRIMARY") && !has_primary { "PRIMARY KEY" } else { "UNIQUE" };
+    plan.concurrently(format!(
+        "CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.{table} USING btree ({list})"
+    ));
+    plan.lock(format!("ALTER TABLE public.{table} ADD CONSTRAINT {name} {kind} USING INDEX {name}"));
+    Ok(())
+}
+
+/// Whether a policy would hide rows from us: then nothing can be said about them.
+fn is_hidden(catalog: &Catalog, table: &str) -> bool {
+    catalog.tables.get(table).is_some_and(|table| table.secured)
+}
+
+/// Whether the rows that are there satisfy a CHECK or a foreign key.
+async fn rows_obey(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    table: &str,
+    definition: &str,
+) -> Result<bool, sqlx::Error> {
+    let columns = columns_of(definition);
+    let breaks = if let Some(expression) = definition.strip_prefix("CHECK ") {
+        format!("SELECT EXISTS (SELECT FROM public.{table} WHERE NOT {expression})")
+    } else if let Some(target) =
+        definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next())
+    {
+        if !catalog.has_table(target) {
+            return Ok(true);
+        }
+        format!(
+            "SELECT EXISTS (SELECT FROM public.{table} t WHERE t.{0} IS NOT NULL
+                AND NOT EXISTS (SELECT FROM public.{target} r WHERE r.id = t.{0}))",
+            columns[0]
+        )
+    } else {
+        return Ok(true);
+    };
+    // A column that is yet to be added has its default in every row, which satisfies every CHECK of ours.
+    let known = catalog.tables.get(table).is_some_and(|t| {
+        definition.starts_with("CHECK") || columns.iter().all(|column| t.columns.contains_key(*column))
+    });
+    if !known || is_hidden(catalog, table) {
+        return Ok(true);
+    }
+    match sqlx::query(AssertSqlSafe(breaks)).fetch_one(conn).await {
+        Ok(row) => Ok(!row.get::<bool, _>(0)),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42703") => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn index(catalog: &Catalog, plan: &mut Plan, [table, name, definition]: [&str; 3]) {
+    let find = |matches: &dyn Fn(&super::catalog::Index) -> bool| catalog.indexes.iter().find(|i| matches(i));
+    let named = find(&|index| index.name == name);
+    if named.is_some_and(|index| index.valid) || find(&|i| i.definition == definition && i.valid).is_some() {
+        return;
+    }
+    if columns_of(definition)
+        .iter()
+        .any(|column| table == "activity_logs" && !catalog.has_column(table, column))
+    {
+        return;
+    }
+    if catalog.tables.get(table).is_some_and(|table| table.kind == "p") {
+        plan.notices
+            .push(format!("{table} is partitioned: {name} was left out, create it yourself if you want it"));
+        return;
+    }
+    if named.is_some() {
+        plan.concurrently(format!("DROP INDEX CONCURRENTLY public.{name}"));
+    }
+    plan.concurrently(format!("CREATE INDEX CONCURRENTLY {name} ON public.{definition}"));
+}
+
+fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, sql]: [&str; 3]) {
+    let wanted = match name {
+        "posthaste_fan_out" => choices.fan_out,
+        _ => choices.notify || !name.ends_with("_notify"),
+    };
+    let found = catalog.triggers.get(&(table.to_owned(), name.to_owned()));
+    if !wanted {
+        if found.is_some() {
+            plan.lock(format!("DROP TRIGGER {name} ON public.{table}"));
+        }
+        return;
+    }
+    let sql = if choices.notify { sql.to_owned() } else { sql.replace("('notify')", "('quiet')") };
+    match found {
+        None => plan.lock(sql),
+        Some(found) if found.definition != sql => {
+            plan.lock(sql.replacen("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER", 1));
+        }
+        Some(found) if !found.enabled => {
+            plan.notices.push(format!("trigger {name} of {table} is switched off, and was left so"));
+            plan.switched_off.push(name.to_owned());
+        }
+        Some(_) => {}
+    }
+}
+
+/// The policy that lets `owner` do everything to `table` inside of the fan-out trigger, and only there.
+pub fn fan_out_policy(table: &str, owner: &str) -> String {
+    let inside = "pg_trigger_depth() > 0 AND current_setting('posthaste.fan_out', true) = 'on'";
+    format!(
+        "CREATE POLICY posthaste_fan_out ON public.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})"
+    )
+}
+
+/// Where row-level security is forced on the owner, the fan-out, which runs with the owner's rights, would find no
+/// destinations. The policy lets it through, and nothing else of the owner's: it holds only inside of the trigger.
+async fn policies(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    plan: &mut Plan,
+    choices: Choices,
+) -> Result<(), sqlx::Error> {
+    for table in ["webhook_destinations", "webhook_deliveries"] {
+        if !choices.fan_out || !is_hidden(catalog, table) || catalog.policies.contains(table) {
+            continue;
+        }
+        let me: String = sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
+        plan.lock(fan_out_policy(table, &me));
+        plan.notices.push(format!(
+            "row-level security of {table} is forced on {me}: a policy lets the trigger, and nothing else, through"
+        ));
+    }
+    Ok(())
+}
+
+fn bookkeeping(catalog: &Catalog, plan: &mut Plan, choices: Choices) {
+    for (name, value) in [("fan_out", choices.fan_out), ("notify", choices.notify)] {
+        if catalog.options.get(name) != Some(&value) {
+            plan.lock(format!(
+                "INSERT INTO public.posthaste_options (name, value) VALUES ('{name}', {value}) \
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            ));
+        }
+    }
+    for migration in MIGRATIONS.iter().filter(|m| !catalog.versions.contains(&m.version)) {
+        let (version, name) = (migration.version, migration.name);
+        plan.lock(format!(
+            "INSERT INTO public.posthaste_migrations (version, name) VALUES ({version}, '{name}')"
+        ));
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

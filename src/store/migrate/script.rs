@@ -1,0 +1,176 @@
+//! The migrations as statements: the files under `migrations/`, taken apart.
+//!
+//! The files are plain SQL in a narrow form (their first comment says which), so that this stays short: a statement
+//! ends with a line that ends in `;`, unless it is inside a function's `$$`; its first words say what it makes.
+
+/// One file under `migrations/`.
+pub struct Migration {
+    /// Its number, which never changes.
+    pub version: i32,
+    /// What it is about.
+    pub name: &'static str,
+    sql: &'static str,
+}
+
+/// All of them, in order. A later file may define a function of an earlier one anew: the last definition counts.
+pub const MIGRATIONS: [Migration; 3] = [
+    Migration {
+        version: 1,
+        name: "given_tables",
+        sql: include_str!("../../../migrations/0001_given_tables.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "own_tables",
+        sql: include_str!("../../../migrations/0002_own_tables.sql"),
+    },
+    Migration { version: 3, name: "fan_out", sql: include_str!("../../../migrations/0003_fan_out.sql") },
+];
+
+/// What a statement makes. Names are without their schema, which is always `public`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Makes {
+    /// A table with these columns.
+    Table { name: &'static str, columns: Vec<Column> },
+    /// A constraint of a table; `definition` as `pg_get_constraintdef` prints it.
+    Constraint { table: &'static str, name: &'static str, definition: &'static str },
+    /// An index of a table; `definition` is what follows `ON`, as `pg_get_indexdef` prints it.
+    Index { table: &'static str, name: &'static str, definition: &'static str },
+    /// A function, with what stands between its `$$`.
+    Function { name: &'static str, body: &'static str },
+    /// A trigger of a table.
+    Trigger { table: &'static str, name: &'static str },
+}
+
+/// A statement and what it makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// What it makes.
+    pub makes: Makes,
+    /// The statement, without its semicolon.
+    pub sql: &'static str,
+}
+
+/// A column as its line in `CREATE TABLE` says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type without a modifier: `character varying`.
+    pub base_type: &'static str,
+    /// Whether adding it to a table with rows is impossible: it must have a value and has no default, or the default
+    /// differs from row to row and would rewrite the table.
+    pub cannot_be_added: bool,
+    /// The line, without its comma.
+    pub line: &'static str,
+}
+
+/// All statements of all migrations, in order.
+pub fn statements() -> Vec<Statement> {
+    MIGRATIONS.iter().flat_map(|migration| split(migration.sql)).map(understand).collect()
+}
+
+/// The statements of one file, without comments between them.
+fn split(file: &'static str) -> Vec<&'static str> {
+    let mut statements = Vec::new();
+    let (mut start, mut at, mut in_body) = (0, 0, false);
+    for line in file.split_inclusive('\n') {
+        let text = line.trim_end();
+        if start == at && (text.is_empty() || text.starts_with("--")) {
+            start += line.len();
+        }
+        at += line.len();
+        in_body ^= text.matches("$$").count() % 2 == 1;
+        if !in_body && start < at && text.ends_with(';') {
+            statements.push(file[start..at].trim_end().trim_end_matches(';'));
+            start = at;
+        }
+    }
+    statements
+}
+
+fn understand(sql: &'static str) -> Statement {
+    let makes = table(sql).or_else(|| constraint(sql)).or_else(|| index(sql));
+    let makes = makes.or_else(|| function(sql)).or_else(|| trigger(sql));
+    Statement { makes: makes.expect("the migrations keep to their form, and a test reads all of them"), sql }
+}
+
+fn table(sql: &'static str) -> Option<Makes> {
+    let (name, rest) = sql.strip_prefix("CREATE TABLE public.")?.split_once(" (\n")?;
+    let (columns, _) = rest.split_once("\n)")?;
+    let columns = columns.lines().map(|line| column(line.trim().trim_end_matches(','))).collect();
+    Some(Makes::Table { name, columns })
+}
+
+fn column(line: &'static str) -> Column {
+    let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let end = [" DEFAULT ", " NOT NULL", "("].iter().filter_map(|word| rest.find(word)).min();
+    let random = line.contains("gen_random_uuid()");
+    let required = line.ends_with("NOT NULL") && !line.contains(" DEFAULT ");
+    Column { name, base_type: &rest[..end.unwrap_or(rest.len())], cannot_be_added: random || required, line }
+}
+
+fn constraint(sql: &'static str) -> Option<Makes> {
+    let (table, rest) = sql.strip_prefix("ALTER TABLE public.")?.split_once(" ADD CONSTRAINT ")?;
+    let (name, definition) = rest.split_once(' ')?;
+    Some(Makes::Constraint { table, name, definition })
+}
+
+fn index(sql: &'static str) -> Option<Makes> {
+    let (name, definition) = sql.strip_prefix("CREATE INDEX ")?.split_once(" ON public.")?;
+    let (table, _) = definition.split_once(' ')?;
+    Some(Makes::Index { table, name, definition })
+}
+
+fn function(sql: &'static str) -> Option<Makes> {
+    let (name, _) = sql.strip_prefix("CREATE OR REPLACE FUNCTION public.")?.split_once('(')?;
+    Some(Makes::Function { name, body: sql.split("$$").nth(1)? })
+}
+
+fn trigger(sql: &'static str) -> Option<Makes> {
+    let (name, rest) = sql.strip_prefix("CREATE TRIGGER ")?.split_once(' ')?;
+    let (table, _) = rest.split_once(" ON public.")?.1.split_once(' ')?;
+    Some(Makes::Trigger { table, name })
+}
+
+/// The plain columns of an index, a primary key or a unique constraint: what stands in its first parentheses, each
+/// without what follows its name.
+pub fn columns_of(definition: &str) -> Vec<&str> {
+    let inside =
+        definition.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
+    inside.split(',').filter_map(|item| item.split_whitespace().next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_statement_of_every_migration_is_understood() {
+        let all = statements();
+        let count = |wanted: fn(&Makes) -> bool| all.iter().filter(|s| wanted(&s.makes)).count();
+        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 10);
+        assert_eq!(count(|m| matches!(m, Makes::Trigger { .. })), 10);
+        let sources = MIGRATIONS.map(|m| m.sql).concat();
+        let written = |words: &str| sources.lines().filter(|line| line.starts_with(words)).count();
+        assert_eq!(count(|m| matches!(m, Makes::Constraint { .. })), written("ALTER TABLE"));
+        assert_eq!(count(|m| matches!(m, Makes::Index { .. })), written("CREATE INDEX"));
+        assert_eq!(count(|m| matches!(m, Makes::Function { .. })), written("CREATE OR REPLACE FUNCTION"));
+    }
+
+    #[test]
+    fn a_column_line_gives_name_type_and_whether_it_can_be_added() {
+        let name = column("name character varying(255) NOT NULL");
+        assert_eq!((name.name, name.base_type, name.cannot_be_added), ("name", "character varying", true));
+        let created = column("created_at timestamp without time zone DEFAULT now() NOT NULL");
+        assert_eq!((created.base_type, created.cannot_be_added), ("timestamp without time zone", false));
+        assert!(column("id uuid DEFAULT gen_random_uuid() NOT NULL").cannot_be_added);
+        assert_eq!(column("event_types text[] DEFAULT '{}'::text[]").base_type, "text[]");
+    }
+
+    #[test]
+    fn the_columns_of_an_index_are_found_whatever_follows_them() {
+        assert_eq!(columns_of("t USING btree (a, b DESC) WHERE (c IS NOT NULL)"), ["a", "b"]);
+        assert_eq!(columns_of("UNIQUE (destination_id, log_id)"), ["destination_id", "log_id"]);
+    }
+}
