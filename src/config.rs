@@ -71,19 +71,24 @@ pub struct DispatchArgs {
     #[arg(long, env = "POSTHASTE_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// How often to look for work that no notification announced, a duration from 100ms to 1h
-    #[arg(long, env = "POSTHASTE_POLL_INTERVAL", default_value = DEFAULT_POLL_INTERVAL, value_name = "DURATION")]
+    #[arg(long, env = "POSTHASTE_POLL_INTERVAL", default_value = DEFAULT_POLL_INTERVAL,
+          value_name = "DURATION")]
     pub poll_interval: String,
     /// How long a shutdown waits for requests in flight, a duration up to 10min
-    #[arg(long, env = "POSTHASTE_SHUTDOWN_GRACE", default_value = DEFAULT_SHUTDOWN_GRACE, value_name = "DURATION")]
+    #[arg(long, env = "POSTHASTE_SHUTDOWN_GRACE", default_value = DEFAULT_SHUTDOWN_GRACE,
+          value_name = "DURATION")]
     pub shutdown_grace: String,
     /// How long an outage may spare a delivery whose retries are used up; 0 switches sparing off
-    #[arg(long, env = "POSTHASTE_OUTAGE_GRACE", default_value = DEFAULT_OUTAGE_GRACE, value_name = "DURATION")]
+    #[arg(long, env = "POSTHASTE_OUTAGE_GRACE", default_value = DEFAULT_OUTAGE_GRACE,
+          value_name = "DURATION")]
     pub outage_grace: String,
     /// Largest event and largest batch, in bytes of JSON, 1KiB to 64MiB; larger events are dead at once
-    #[arg(long, env = "POSTHASTE_MAX_EVENT_BYTES", default_value = DEFAULT_MAX_EVENT_BYTES, value_name = "BYTES")]
+    #[arg(long, env = "POSTHASTE_MAX_EVENT_BYTES", default_value = DEFAULT_MAX_EVENT_BYTES,
+          value_name = "BYTES")]
     pub max_event_bytes: String,
     /// Requests in flight at once in the whole process, 1 to 100000
-    #[arg(long, env = "POSTHASTE_MAX_IN_FLIGHT", default_value = DEFAULT_MAX_IN_FLIGHT, value_name = "REQUESTS")]
+    #[arg(long, env = "POSTHASTE_MAX_IN_FLIGHT", default_value = DEFAULT_MAX_IN_FLIGHT,
+          value_name = "REQUESTS")]
     pub max_in_flight: String,
     /// Requests in flight at once per destination unless its settings say otherwise, 1 to 10000
     #[arg(long, env = "POSTHASTE_DESTINATION_IN_FLIGHT", default_value = DEFAULT_DESTINATION_IN_FLIGHT,
@@ -94,17 +99,20 @@ pub struct DispatchArgs {
           value_name = "BYTES")]
     pub max_bytes_in_flight: String,
     /// Consecutive failures of a destination that trip its breaker, 1 to 1000
-    #[arg(long, env = "POSTHASTE_BREAKER_THRESHOLD", default_value = DEFAULT_BREAKER_THRESHOLD, value_name = "FAILURES")]
+    #[arg(long, env = "POSTHASTE_BREAKER_THRESHOLD", default_value = DEFAULT_BREAKER_THRESHOLD,
+          value_name = "FAILURES")]
     pub breaker_threshold: String,
     /// Longest delay between two attempts of a delivery, a duration from 1s to 30d
-    #[arg(long, env = "POSTHASTE_MAX_RETRY_DELAY", default_value = DEFAULT_MAX_RETRY_DELAY, value_name = "DURATION")]
+    #[arg(long, env = "POSTHASTE_MAX_RETRY_DELAY", default_value = DEFAULT_MAX_RETRY_DELAY,
+          value_name = "DURATION")]
     pub max_retry_delay: String,
     /// How long a destination may fail without a success before it is disabled; 0 never disables
     #[arg(long, env = "POSTHASTE_AUTO_DISABLE_AFTER", default_value = DEFAULT_AUTO_DISABLE_AFTER,
           value_name = "DURATION")]
     pub auto_disable_after: String,
     /// Write operational events (webhook.destination.disabled and the like) to activity_logs
-    #[arg(long, env = "POSTHASTE_OPERATIONAL_EVENTS", default_value = "false", value_name = "BOOL", num_args = 0..=1,
+    #[arg(long, env = "POSTHASTE_OPERATIONAL_EVENTS", default_value = "false",
+          value_name = "BOOL", num_args = 0..=1,
           default_missing_value = "true")]
     pub operational_events: String,
     /// Threads that send requests, 1 to 256 [default: the number of cores]

@@ -3,12 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use posthaste::cli::{Cli, EXIT_USAGE, logging};
 
 fn main() -> ExitCode {
-    // A missing .env is normal; one that cannot be read is said when the options it should have set are
-    // missing.
+    // A missing .env is normal; what it should have set is missed, and named, by whoever needs it.
     dotenvy::dotenv().ok();
-    let cli = posthaste::cli::Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let cli = Cli::parse();
+    if let Err(fault) = logging::start(&cli.log_format) {
+        eprintln!("posthaste: {fault}");
+        return ExitCode::from(EXIT_USAGE);
+    }
     cli.run()
 }

@@ -1,14 +1,15 @@
 //! The actors: who sends what to whom.
 //!
 //! ```text
-//!                    Hinted, Polled, Loaded                      Claim, Record, Remember, Disable, Announce
-//!   listener, polls ───────────────────────▶ Supervisor      ┌──────────────────────────────────────▶ DbActor
-//!                                              │    ▲        │                                           │
-//!                  Wake, Reconfigure, Retire   │    │ Stopped│◀──────────────────────────────────────────┘
-//!                                              ▼    │        │          Granted
-//!                                          DestinationActor ─┘
-//!                                              │    ▲
-//!                                     a task per request: Finished
+//!               Hinted, polls, loads                 Claim, Record, Remember, Disable, Announce
+//!   listener ───────────────────────▶ Supervisor    ┌─────────────────────────────────────▶ DbActor
+//!                                       │    ▲      │                                          │
+//!            Wake, Reconfigure, Retire  │    │ Stopped                                         │
+//!                                       ▼    │      │                 Granted                  │
+//!                                     DestinationActor ◀───────────────────────────────────────┘
+//!                                       │    ▲
+//!                                       ▼    │ Finished
+//!                                     a task per request
 //! ```
 //!
 //! Destinations are spread over arbiters (threads); the supervisor and the [`db::DbActor`] have one to

@@ -24,6 +24,7 @@ use self::receivers::Receivers;
 use crate::config::{DataDirArgs, DatabaseArgs};
 use crate::embedded::EmbeddedError;
 use crate::model::Secret;
+use crate::store::migrate::MigrateError;
 use crate::store::{self, StoreError};
 
 /// Exit code of a program that Ctrl-C ended, as shells have it.
@@ -52,14 +53,14 @@ pub struct Args {
 /// Why there is no summary.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error(transparent)]
-    Migrate(#[from] store::migrate::MigrateError),
     #[error("interrupted")]
     Interrupted,
     #[error("{0}")]
     Embedded(#[from] EmbeddedError),
     #[error("{0}")]
     Store(#[from] StoreError),
+    #[error("{0}")]
+    Migrate(#[from] MigrateError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -76,7 +77,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(Failure::Interrupted) => {
-            println!("Interrupted. Everything that the demo had made is gone again.");
+            println!("Interrupted; the database of the demo is gone again.");
             ExitCode::from(EXIT_INTERRUPTED)
         }
         Err(failure) => {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod logging;
 pub mod migrate;
 pub mod serve;
 

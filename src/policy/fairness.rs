@@ -156,7 +156,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_allowed_is_free(total in 1u64..1000, takes in proptest::collection::vec(0u128..5, 0..200)) {
+        fn what_is_allowed_is_free(
+            total in 1u64..1000, takes in proptest::collection::vec(0u128..5, 0..200)
+        ) {
             let mut shares = Shares::new(total);
             for n in takes {
                 let allowed = shares.allowance(org(n));

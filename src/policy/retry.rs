@@ -110,7 +110,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_delay_stays_within_its_bounds(n in 0u32..1000, chance in 0f64..1.0, backoff in 100u64..10_000_000) {
+        fn the_delay_stays_within_its_bounds(
+            n in 0u32..1000, chance in 0f64..1.0, backoff in 100u64..10_000_000
+        ) {
             let policy = RetryPolicy { max: 10, backoff: Duration::from_millis(backoff) };
             let d = delay(policy, n, chance, DAY);
             prop_assert!(d <= DAY);

@@ -147,7 +147,8 @@ SELECT 0::int2 AS kind, t.* FROM taken t
 UNION ALL
 SELECT 1::int2, a.destination_id, c.now, {NULLS}, (
     SELECT d.next_retry_at FROM public.webhook_deliveries d
-    WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed') AND d.next_retry_at > c.now
+    WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
+      AND d.next_retry_at > c.now
     ORDER BY d.next_retry_at LIMIT 1)
 FROM ask a CROSS JOIN clock c
 UNION ALL
@@ -157,7 +158,8 @@ FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
 /// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger
 /// than the lock, or it would not see what another process has claimed meanwhile.
 const LOCK_ORDERED: &str = "
-    SELECT id FROM public.webhook_destinations WHERE id = ANY($1::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
+    SELECT id FROM public.webhook_destinations WHERE id = ANY($1::uuid[])
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
 
 /// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the
 /// queue up to the first delivery that is not due.
@@ -204,11 +206,10 @@ FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
 /// The common end of both claims: read the events of what was picked, cut at the byte limit, write the lease.
 const TAKE: &str = "
 sized AS MATERIALIZED (
-    SELECT p.*, {EVENT}, sum(pg_column_size(l.payload) + 512) OVER earlier AS bytes_so_far,
-        coalesce(sum(pg_column_size(l.payload) + 512) OVER (earlier ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
-            AS bytes_before
+    SELECT p.*, {EVENT}, coalesce(sum(pg_column_size(l.payload) + 512) OVER earlier, 0) AS bytes_before
     FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
-    WINDOW earlier AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id)
+    WINDOW earlier AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 taken AS (
     UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
@@ -229,9 +230,9 @@ taken AS (
 )";
 
 /// The columns of `taken` between `now` and `next_retry_at`, as nulls.
-const NULLS: &str = "NULL::uuid, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, NULL::uuid, NULL::uuid, \
-    NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, NULL::text, \
-    NULL::boolean";
+const NULLS: &str = "NULL::uuid, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, \
+    NULL::uuid, NULL::uuid, NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::text, NULL::text, \
+    NULL::text, NULL::text, NULL::text, NULL::boolean";
 
 impl ClaimSql {
     /// Reads which columns this database's events have.
@@ -249,8 +250,8 @@ impl ClaimSql {
             format!("{value}::{type_name} AS {column}")
         });
         let event = format!(
-            "l.org_id, {}, l.event_type::text AS event_type, l.event_category::text AS event_category, l.payload, \
-             l.created_at AS event_created_at",
+            "l.org_id, {}, l.event_type::text AS event_type, l.event_category::text AS event_category, \
+             l.payload, l.created_at AS event_created_at",
             optional.join(", ")
         );
         let take = TAKE.replace("{EVENT}", &event).replace("{SMALL}", &SURELY_SMALL_BYTES.to_string());
@@ -404,8 +405,8 @@ impl Grant {
 const RECORD: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 o AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::int[], $5::bigint[], $6::timestamp[], $7::bool[],
-            $8::int[], $9::text[], $10::text[], $11::int[], $12::int[])
+    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::int[], $5::bigint[], $6::timestamp[],
+            $7::bool[], $8::int[], $9::text[], $10::text[], $11::int[], $12::int[])
         AS o(id, claimed_at, status, charge, delay_us, last_attempt_at, attempted,
             response_status, response_body, error_message, attempt, duration_ms)
 ),
@@ -416,10 +417,12 @@ written AS (
         last_attempt_at = o.last_attempt_at,
         -- later than last_attempt_at whatever the clocks do: a recorded failure is no lease
         next_retry_at = CASE WHEN o.delay_us IS NULL THEN d.next_retry_at
-            ELSE greatest(c.now, o.last_attempt_at + interval '1 microsecond') + o.delay_us * interval '1 microsecond' END,
+            ELSE greatest(c.now, o.last_attempt_at + interval '1 microsecond')
+                + o.delay_us * interval '1 microsecond' END,
         response_status = CASE WHEN o.attempted THEN o.response_status ELSE d.response_status END,
         response_body = CASE WHEN o.attempted THEN o.response_body ELSE d.response_body END,
-        error_message = CASE WHEN o.attempted OR o.status IS NOT NULL THEN o.error_message ELSE d.error_message END,
+        error_message = CASE WHEN o.attempted OR o.status IS NOT NULL THEN o.error_message
+            ELSE d.error_message END,
         delivered_at = CASE WHEN o.status = 'delivered' THEN c.now ELSE d.delivered_at END
     FROM o CROSS JOIN clock c
     WHERE d.id = o.id AND CASE
@@ -428,14 +431,15 @@ written AS (
         -- only while the lease is ours: nobody else has claimed or recorded since
         ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
             AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
-    RETURNING d.id, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message, o.attempt,
-        o.duration_ms
+    RETURNING d.id, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message,
+        o.attempt, o.duration_ms
 ),
 history AS (
     INSERT INTO public.posthaste_attempts
-        (delivery_id, attempt, started_at, duration_ms, response_status, response_body, error_message, charged)
-    SELECT w.id, w.attempt, w.last_attempt_at, w.duration_ms, w.response_status, w.response_body, w.error_message,
-        w.charge > 0
+        (delivery_id, attempt, started_at, duration_ms, response_status, response_body, error_message,
+        charged)
+    SELECT w.id, w.attempt, w.last_attempt_at, w.duration_ms, w.response_status, w.response_body,
+        w.error_message, w.charge > 0
     FROM written w
     WHERE w.attempt IS NOT NULL
       -- bounded: the first ones tell how it began, the row itself tells how it is

@@ -43,12 +43,14 @@ macro_rules! version {
 }
 
 const LOAD: &str = concat!(
-    "SELECT w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config, w.batch_size,
-        w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
-        s.destination_id IS NOT NULL AS has_settings, s.payload_format, s.format_options::text AS format_options,
-        s.rate_limit_per_second, s.rate_limit_burst, s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
-        s.extra_headers::text AS extra_headers, s.signature_scheme, s.signature_header, s.previous_signing_secret,
-        s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key, s.tls_ca,
+    "SELECT w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config,
+        w.batch_size, w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
+        s.destination_id IS NOT NULL AS has_settings, s.payload_format,
+        s.format_options::text AS format_options, s.rate_limit_per_second, s.rate_limit_burst,
+        s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
+        s.extra_headers::text AS extra_headers, s.signature_scheme, s.signature_header,
+        s.previous_signing_secret, s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key,
+        s.tls_ca,
         t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at, ",
     version!(),
     " AS version, timezone('UTC', clock_timestamp()) AS now
@@ -145,7 +147,8 @@ pub async fn poll(db: impl PgExecutor<'_>) -> Result<Vec<Seen>, StoreError> {
 
 const SAVE: &str = "
 WITH o AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::timestamp[], $4::timestamp[], $5::timestamp[], $6::timestamp[])
+    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::timestamp[], $4::timestamp[], $5::timestamp[],
+            $6::timestamp[])
         AS o(destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
 ),
 cleared AS (
@@ -161,7 +164,8 @@ SELECT o.* FROM o
 JOIN public.webhook_destinations w ON w.id = o.destination_id
 WHERE o.paused_until IS NOT NULL OR o.tripped_at IS NOT NULL OR o.failing_since IS NOT NULL
 ON CONFLICT (destination_id) DO UPDATE SET
-    paused_until = excluded.paused_until, tripped_at = excluded.tripped_at, next_probe_at = excluded.next_probe_at,
+    paused_until = excluded.paused_until, tripped_at = excluded.tripped_at,
+    next_probe_at = excluded.next_probe_at,
     failing_since = excluded.failing_since, last_success_at = excluded.last_success_at";
 
 /// Writes what is to be remembered of each destination; the last one counts where a destination comes twice.

@@ -246,8 +246,8 @@ async fn serve(
     loop {
         let listener = listen(address).await;
         address = listener.local_addr().unwrap();
-        told.send(address).ok();
         shared.port.send_replace(Port::Open);
+        told.send(address).ok();
         let mut connections = tokio::task::JoinSet::new();
         while *wanted.borrow_and_update() == Port::Open {
             tokio::select! {

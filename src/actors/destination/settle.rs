@@ -200,8 +200,8 @@ impl DestinationActor {
         }
         let content = format!("A delivery was given up: {reason}.");
         let payload = serde_json::json!({
-            "delivery_id": delivery.id, "event_id": delivery.event.id, "event_type": delivery.event.event_type,
-            "reason": reason,
+            "delivery_id": delivery.id, "event_id": delivery.event.id,
+            "event_type": delivery.event.event_type, "reason": reason,
         });
         self.announce("webhook.delivery.dead", content, payload);
     }

@@ -27,7 +27,7 @@ impl Place {
     pub async fn make(args: &Args) -> Result<Place, Failure> {
         // Nobody else has a database of this name, so that dropping it can hurt nobody.
         let name = format!("posthaste_demo_{}", Uuid::new_v4().simple());
-        let server = match &args.database.database_url {
+        let server = match args.database.database_url.as_ref().filter(|url| !url.is_empty()) {
             Some(url) => Server::Given(Secret::new(url)),
             None => Server::Private(start_private(args)?),
         };
@@ -74,8 +74,8 @@ fn start_private(args: &Args) -> Result<Embedded, Failure> {
 }
 
 async fn migrate(url: &Secret) -> Result<(), Failure> {
-    let told = store::migrate::Options::default();
-    store::migrate::migrate(&store::options(url)?, told).await?;
+    let options = store::options(url)?;
+    store::migrate::migrate(&options, store::migrate::Options::default()).await?;
     Ok(())
 }
 

@@ -189,8 +189,7 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let plan = plan::make(conn, &catalog, &statements, choices).await?;
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
-    // Row-level security is another matter here: the policies that the plan has are those for the session's
-    // role.
+    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
     Ok(Drift {
         statements: statements.filter(|s| !of_the_trigger(s)).collect(),
         switched_off: plan.switched_off,
