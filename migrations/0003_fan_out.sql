@@ -136,7 +136,6 @@ SET "TimeZone" = 'UTC'
 SET row_security = on
 SET enable_nestloop = off
 SET plan_cache_mode = force_generic_plan
-SET posthaste.fan_out = 'on'
 AS $$
 DECLARE
     orgs uuid[] := ARRAY(SELECT DISTINCT n.org_id FROM posthaste_new n);
@@ -148,9 +147,13 @@ DECLARE
     base timestamp;
     woken uuid[];
 BEGIN
+    -- For the policies that forced row-level security needs. Not a SET above, which only a superuser may write there.
+    PERFORM set_config('posthaste.fan_out', 'on', true);
+
     SELECT count(*), bool_or(d.event_filter ? '$jsonpath') INTO destinations, paths
     FROM public.webhook_destinations d WHERE d.enabled AND d.org_id = ANY (orgs);
     IF destinations = 0 THEN
+        PERFORM set_config('posthaste.fan_out', 'off', true);
         RETURN NULL;
     END IF;
 
@@ -206,6 +209,7 @@ BEGIN
         PERFORM pg_notify('posthaste_wake',
             CASE WHEN cardinality(woken) <= 100 THEN array_to_string(woken, ',') ELSE '*' END);
     END IF;
+    PERFORM set_config('posthaste.fan_out', 'off', true);
     RETURN NULL;
 END
 $$;
