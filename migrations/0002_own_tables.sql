@@ -97,5 +97,5 @@ ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_response
 CREATE INDEX posthaste_attempts_delivery ON public.posthaste_attempts USING btree (delivery_id, started_at);
 
 -- A destination's due deliveries, whatever its history and everybody else's backlog; and the same in insertion order.
-CREATE INDEX posthaste_deliveries_due ON public.webhook_deliveries USING btree (destination_id, next_retry_at) WHERE ((status)::text = ANY ((ARRAY['pending'::character varying, 'failed'::character varying])::text[]));
-CREATE INDEX posthaste_deliveries_order ON public.webhook_deliveries USING btree (destination_id, created_at, id) WHERE ((status)::text = ANY ((ARRAY['pending'::character varying, 'failed'::character varying])::text[]));
+CREATE INDEX posthaste_deliveries_due ON public.webhook_deliveries USING btree (destination_id, next_retry_at) WHERE (status IN ('pending', 'failed'));
+CREATE INDEX posthaste_deliveries_order ON public.webhook_deliveries USING btree (destination_id, created_at, id) WHERE (status IN ('pending', 'failed'));

@@ -91,18 +91,31 @@ async fn what_is_missing_is_added_and_what_is_there_under_another_name_is_not() 
     let app = application().await;
     adopt(&app).await;
     let exists = async |sql: &str| app.db.number(&format!("SELECT count(*) FROM {sql}")).await;
-    let column = "pg_attribute WHERE attrelid = 'webhook_destinations'::regclass AND attname = 'retry_backoff_ms'";
+    let column =
+        "pg_attribute WHERE attrelid = 'webhook_destinations'::regclass AND attname = 'retry_backoff_ms'";
     assert_eq!(exists(column).await, 1);
-    assert_eq!(exists("pg_constraint WHERE conname = 'webhook_deliveries_destination_id_log_id_key'").await, 1);
-    assert_eq!(exists("pg_constraint WHERE conname = 'webhook_deliveries_status_check' AND convalidated").await, 1);
-    assert_eq!(exists("pg_index WHERE indexrelid = 'posthaste_deliveries_due'::regclass AND indisvalid").await, 1);
+    assert_eq!(
+        exists("pg_constraint WHERE conname = 'webhook_deliveries_destination_id_log_id_key'").await,
+        1
+    );
+    assert_eq!(
+        exists("pg_constraint WHERE conname = 'webhook_deliveries_status_check' AND convalidated").await,
+        1
+    );
+    assert_eq!(
+        exists("pg_index WHERE indexrelid = 'posthaste_deliveries_due'::regclass AND indisvalid").await,
+        1
+    );
     // The same index, key and uniqueness under the application's names.
     assert_eq!(exists("pg_class WHERE relname = 'idx_activity_logs_event_type'").await, 0);
     assert_eq!(exists("pg_constraint WHERE conname LIKE 'webhook_destinations_org_id_name_key'").await, 0);
     assert_eq!(exists("pg_constraint WHERE conname = 'webhook_deliveries_destination_id_fkey'").await, 0);
     // The application's event table gets no column, its timeouts stay as wide as they were, and a key that could
     // fail its INSERTs is not added.
-    assert_eq!(exists("pg_attribute WHERE attrelid = 'activity_logs'::regclass AND attname = 'session_id'").await, 0);
+    assert_eq!(
+        exists("pg_attribute WHERE attrelid = 'activity_logs'::regclass AND attname = 'session_id'").await,
+        0
+    );
     assert_eq!(exists("pg_constraint WHERE conname = 'activity_logs_employee_id_fkey'").await, 0);
     let timeouts = "pg_constraint WHERE conname = 'webhook_destinations_timeout_ms_check'
         AND pg_get_constraintdef(oid) LIKE '%60000%'";
@@ -118,7 +131,8 @@ async fn the_check_on_auth_type_lets_oauth2_and_what_it_let_through_before() {
     }
     let message = app.db.refused("UPDATE webhook_destinations SET auth_type = 'basic'").await;
     assert!(message.contains("webhook_destinations_auth_type_check"), "{message}");
-    let validated = "SELECT convalidated FROM pg_constraint WHERE conname = 'webhook_destinations_auth_type_check'";
+    let validated =
+        "SELECT convalidated FROM pg_constraint WHERE conname = 'webhook_destinations_auth_type_check'";
     assert_eq!(app.db.text(validated).await.unwrap(), "true");
 }
 

@@ -14,7 +14,8 @@ const GRANTS: &str = include_str!("../examples/deploy/grants.sql");
 /// Exit code and output.
 fn check(url: &str) -> (i32, String) {
     let output = run(&["check"], &[("DATABASE_URL", url)]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap(), said)
 }
 
@@ -76,10 +77,14 @@ async fn the_least_rights_are_enough_for_what_serve_does_and_no_more() {
         let done = sqlx::query(AssertSqlSafe(allowed.clone())).execute(&mut serve).await;
         done.unwrap_or_else(|error| panic!("{allowed}: {error}"));
     }
-    for forbidden in ["UPDATE webhook_destinations SET url = 'http://y'", "DELETE FROM webhook_deliveries",
-        "UPDATE activity_logs SET content = 'x'", "INSERT INTO posthaste_migrations VALUES (9, 'x')",
-        "UPDATE webhook_deliveries SET log_id = id", "CREATE TABLE mine ()"]
-    {
+    for forbidden in [
+        "UPDATE webhook_destinations SET url = 'http://y'",
+        "DELETE FROM webhook_deliveries",
+        "UPDATE activity_logs SET content = 'x'",
+        "INSERT INTO posthaste_migrations VALUES (9, 'x')",
+        "UPDATE webhook_deliveries SET log_id = id",
+        "CREATE TABLE mine ()",
+    ] {
         let error = sqlx::query(forbidden).execute(&mut serve).await.unwrap_err().to_string();
         assert!(error.contains("permission denied"), "{forbidden}: {error}");
     }
@@ -120,12 +125,20 @@ async fn every_fault_is_found_with_its_remedy() {
 async fn what_is_merely_odd_is_a_warning() {
     let oddities = [
         ("ALTER TABLE activity_logs DROP COLUMN session_id CASCADE", "no column session_id"),
-        ("INSERT INTO activity_logs (org_id, event_type, event_category, created_at)
-          SELECT id, 'a', 'c', timezone('UTC', now()) + interval '3 h' FROM organizations", "is in the future"),
-        ("INSERT INTO posthaste_destination_settings (destination_id, batch_wait_ms)
-          SELECT id, 100 FROM webhook_destinations", "batch_wait_ms has no effect"),
-        ("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Europe/Berlin''', current_database()); END $$",
-            "is Europe/Berlin"),
+        (
+            "INSERT INTO activity_logs (org_id, event_type, event_category, created_at)
+          SELECT id, 'a', 'c', timezone('UTC', now()) + interval '3 h' FROM organizations",
+            "is in the future",
+        ),
+        (
+            "INSERT INTO posthaste_destination_settings (destination_id, batch_wait_ms)
+          SELECT id, 100 FROM webhook_destinations",
+            "batch_wait_ms has no effect",
+        ),
+        (
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Europe/Berlin''', current_database()); END $$",
+            "is Europe/Berlin",
+        ),
     ];
     for (oddity, finding) in oddities {
         let db = Db::new().await;
@@ -133,7 +146,10 @@ async fn what_is_merely_odd_is_a_warning() {
         db.destination(org, "http://x").insert().await;
         sqlx::raw_sql(oddity).execute(&db.pool).await.unwrap();
         let (code, said) = check(db.url.reveal());
-        assert!(code == 0 && said.contains(finding) && said.contains("remedy"), "{oddity}: exit {code}\n{said}");
+        assert!(
+            code == 0 && said.contains(finding) && said.contains("remedy"),
+            "{oddity}: exit {code}\n{said}"
+        );
     }
 }
 
@@ -150,7 +166,9 @@ async fn a_policy_that_lets_everything_through_is_recognised() {
     db.execute("ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY").await;
     let options = posthaste::store::options(&posthaste::model::Secret::new(url)).unwrap();
     let mut serve = posthaste::store::connect(&options.options([("row_security", "on")])).await.unwrap();
-    let RowSecurity::Hiding(statements) = row_security(&mut serve).await.unwrap() else { panic!("not hiding") };
+    let RowSecurity::Hiding(statements) = row_security(&mut serve).await.unwrap() else {
+        panic!("not hiding")
+    };
     db.execute(&statements[0]).await;
     assert_eq!(row_security(&mut serve).await.unwrap(), RowSecurity::Open);
     db.execute("CREATE POLICY less ON webhook_deliveries AS RESTRICTIVE USING (attempts = 0)").await;

@@ -143,7 +143,10 @@ async fn an_application_that_inserts_its_own_deliveries_first_is_not_disturbed()
     .await;
     db.execute("CREATE TRIGGER a AFTER INSERT ON activity_logs FOR EACH ROW EXECUTE FUNCTION own()").await;
     db.event(org, "a", "{}").await;
-    assert_eq!(db.deliveries(&format!("destination_id = '{destination}' AND next_retry_at IS NULL")).await, 1);
+    assert_eq!(
+        db.deliveries(&format!("destination_id = '{destination}' AND next_retry_at IS NULL")).await,
+        1
+    );
     assert_eq!(db.deliveries("true").await, 1);
 }
 
@@ -172,8 +175,11 @@ async fn predicates_see_the_event_as_it_is_on_the_wire() {
     let neither = json!({"amount": 7, "$jsonpath": "$.payload.amount > 100"}).to_string();
     db.destination(org, "http://x").name("neither").event_filter(&neither).insert().await;
     db.event(org, "a", r#"{"amount": 101, "list": [1, 2], "word": "x"}"#).await;
-    let rows = sqlx::query("SELECT d.name FROM webhook_deliveries w JOIN webhook_destinations d ON d.id = destination_id");
-    let mut found: Vec<String> = rows.fetch_all(&db.pool).await.unwrap().iter().map(|row| row.get(0)).collect();
+    let rows = sqlx::query(
+        "SELECT d.name FROM webhook_deliveries w JOIN webhook_destinations d ON d.id = destination_id",
+    );
+    let mut found: Vec<String> =
+        rows.fetch_all(&db.pool).await.unwrap().iter().map(|row| row.get(0)).collect();
     let mut wanted: Vec<String> =
         cases.iter().enumerate().filter(|(_, case)| case.1).map(|(n, _)| n.to_string()).collect();
     wanted.push("both".into());
@@ -188,9 +194,13 @@ async fn bad_filters_are_refused_when_they_are_written_and_harmless_when_they_ar
     let org = db.org().await;
     let good = db.destination(org, "http://x").insert().await;
     let bad = [
-        ("[]", "must be a JSON object"), ("null", "must be a JSON object"), (r#"{"$or": []}"#, "$or is unknown"),
-        (r#"{"$jsonpath": 1}"#, "must be a string"), (r#"{"$jsonpath": "$.a ="}"#, "cannot be used"),
-        (r#"{"$jsonpath": "$.payload.flag"}"#, "must be a predicate"), (r#"{"$jsonpath": "true"}"#, "must be a predicate"),
+        ("[]", "must be a JSON object"),
+        ("null", "must be a JSON object"),
+        (r#"{"$or": []}"#, "$or is unknown"),
+        (r#"{"$jsonpath": 1}"#, "must be a string"),
+        (r#"{"$jsonpath": "$.a ="}"#, "cannot be used"),
+        (r#"{"$jsonpath": "$.payload.flag"}"#, "must be a predicate"),
+        (r#"{"$jsonpath": "true"}"#, "must be a predicate"),
         (r#"{"$jsonpath": "$.a == $x"}"#, "cannot be used"),
     ];
     for (filter, reason) in bad {
@@ -216,9 +226,12 @@ async fn an_application_may_change_its_event_table_between_two_inserts_of_a_sess
     db.destination(org, "http://x").event_filter(r#"{"$jsonpath": "$.session_id == null"}"#).insert().await;
     let mut session = db.pool.acquire().await.unwrap();
     let insert = format!("{EVENT} VALUES ('{org}', 'a', 'c', '{{}}')");
-    for change in ["SELECT 1", "ALTER TABLE activity_logs ADD COLUMN region text DEFAULT 'eu'",
-        "ALTER TABLE activity_logs DROP COLUMN session_id", "ALTER TABLE activity_logs DROP COLUMN region"]
-    {
+    for change in [
+        "SELECT 1",
+        "ALTER TABLE activity_logs ADD COLUMN region text DEFAULT 'eu'",
+        "ALTER TABLE activity_logs DROP COLUMN session_id",
+        "ALTER TABLE activity_logs DROP COLUMN region",
+    ] {
         db.execute(change).await;
         sqlx::query(AssertSqlSafe(insert.clone())).persistent(false).execute(&mut *session).await.unwrap();
     }
@@ -258,7 +271,9 @@ async fn enabling_a_destination_clears_its_state_and_so_does_deleting_it() {
     let org = db.org().await;
     let id = db.destination(org, "http://x").with("enabled", false).insert().await;
     let state = "SELECT count(*) FROM posthaste_destination_state";
-    let note = format!("INSERT INTO posthaste_destination_state (destination_id, disabled_reason) VALUES ('{id}', 'x')");
+    let note = format!(
+        "INSERT INTO posthaste_destination_state (destination_id, disabled_reason) VALUES ('{id}', 'x')"
+    );
     db.execute(&note).await;
     db.execute("UPDATE webhook_destinations SET name = 'other'").await;
     assert_eq!(db.number(state).await, 1);
@@ -281,25 +296,27 @@ fn entry() -> impl Strategy<Value = String> {
 
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
-        Just(json!(null)), any::<bool>().prop_map(Value::from), (0..3i64).prop_map(Value::from),
-        Just(json!(1.0)), word().prop_map(Value::from),
+        Just(json!(null)),
+        any::<bool>().prop_map(Value::from),
+        (0..3i64).prop_map(Value::from),
+        Just(json!(1.0)),
+        word().prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            object(inner),
-        ]
+        prop_oneof![prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from), object(inner),]
     })
 }
 
 fn object(inner: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
-    prop::collection::btree_map(prop::sample::select(vec!["k", "l", "m"]), inner, 0..3).prop_map(|map| json!(map))
+    prop::collection::btree_map(prop::sample::select(vec!["k", "l", "m"]), inner, 0..3)
+        .prop_map(|map| json!(map))
 }
 
 type Wants = (Option<Vec<String>>, Option<Value>);
 
 fn wants() -> impl Strategy<Value = Vec<Wants>> {
-    let types = prop::option::of(prop::collection::vec(prop_oneof![4 => entry(), 1 => Just("*".to_string())], 0..3));
+    let types =
+        prop::option::of(prop::collection::vec(prop_oneof![4 => entry(), 1 => Just("*".to_string())], 0..3));
     prop::collection::vec((types, prop::option::of(object(value()))), 1..12)
 }
 

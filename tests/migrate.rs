@@ -38,11 +38,11 @@ async fn lines(db: &Db, sql: &'static str) -> Vec<String> {
 /// Everything in the catalog that a migration could change.
 async fn fingerprint(db: &Db) -> String {
     let sql = "SELECT concat_ws(E'\\n',
-        (SELECT string_agg(c.relname || c.relkind || c.relfilenode, ',' ORDER BY c.relname) FROM pg_class c
+        (SELECT string_agg(c.relname || c.relkind::text || c.relfilenode, ',' ORDER BY c.relname) FROM pg_class c
             WHERE c.relnamespace = 'public'::regnamespace),
         (SELECT string_agg(f.oid || f.xmin::text || f.prosrc, ',' ORDER BY f.oid) FROM pg_proc f
             WHERE f.pronamespace = 'public'::regnamespace),
-        (SELECT string_agg(t.oid || t.xmin::text || t.tgenabled, ',' ORDER BY t.oid) FROM pg_trigger t),
+        (SELECT string_agg(t.oid || t.xmin::text || t.tgenabled::text, ',' ORDER BY t.oid) FROM pg_trigger t),
         (SELECT string_agg(k.oid || k.xmin::text || k.convalidated, ',' ORDER BY k.oid) FROM pg_constraint k))";
     db.text(sql).await.unwrap()
 }
@@ -62,7 +62,8 @@ async fn an_empty_database_gets_exactly_the_given_tables() {
         assert!(given.contains(&line.as_str()), "too much: {line}");
     }
     assert_eq!(found.len(), given.len());
-    let stand_ins = "SELECT count(*) FROM information_schema.columns WHERE table_name IN ('organizations', 'employees')";
+    let stand_ins =
+        "SELECT count(*) FROM information_schema.columns WHERE table_name IN ('organizations', 'employees')";
     assert_eq!(db.number(stand_ins).await, 11);
 }
 
@@ -71,7 +72,10 @@ async fn a_second_run_changes_nothing_and_a_dry_run_never_does() {
     let db = Db::empty().await;
     let told = Options { dry_run: true, ..Options::default() };
     let would = migrate_with(&db, told).await.unwrap();
-    assert_eq!(db.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace").await, 0);
+    assert_eq!(
+        db.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace").await,
+        0
+    );
     let did = migrate_with(&db, Options::default()).await.unwrap();
     assert_eq!(would.statements, did.statements);
     assert!(did.statements.len() > 90);
@@ -96,8 +100,11 @@ async fn what_a_dry_run_prints_is_sql_that_does_the_same() {
 async fn many_migrators_at_once_do_it_once() {
     let db = Db::empty().await;
     let runs = (0..4).map(|_| migrate_with(&db, Options::default()));
-    let mut counts: Vec<usize> =
-        futures_util::future::join_all(runs).await.into_iter().map(|run| run.unwrap().statements.len()).collect();
+    let mut counts: Vec<usize> = futures_util::future::join_all(runs)
+        .await
+        .into_iter()
+        .map(|run| run.unwrap().statements.len())
+        .collect();
     counts.sort_unstable();
     assert_eq!(counts[..3], [0, 0, 0]);
     assert!(counts[3] > 90);
@@ -111,7 +118,8 @@ async fn migrators_at_once_do_not_wait_for_each_other_inside_of_concurrent_index
     }
     let runs = (0..4).map(|_| migrate_with(&db, Options::default()));
     let all = tokio::time::timeout(Duration::from_secs(30), futures_util::future::join_all(runs));
-    let counts: Vec<usize> = all.await.unwrap().into_iter().map(|run| run.unwrap().statements.len()).collect();
+    let counts: Vec<usize> =
+        all.await.unwrap().into_iter().map(|run| run.unwrap().statements.len()).collect();
     assert_eq!(counts.iter().sum::<usize>(), 3, "{counts:?}");
 }
 
@@ -138,7 +146,10 @@ async fn an_index_whose_building_was_interrupted_is_built_anew() {
     db.execute(&format!("UPDATE pg_index SET indisvalid = false WHERE indexrelid = {index}")).await;
     let report = migrate_with(&db, Options::default()).await.unwrap();
     assert_eq!(report.statements.len(), 2, "{:?}", report.statements);
-    assert_eq!(db.text(&format!("SELECT indisvalid FROM pg_index WHERE indexrelid = {index}")).await.unwrap(), "true");
+    assert_eq!(
+        db.text(&format!("SELECT indisvalid FROM pg_index WHERE indexrelid = {index}")).await.unwrap(),
+        "true"
+    );
 }
 
 #[actix_rt::test]
@@ -149,12 +160,18 @@ async fn deliveries_that_exist_need_a_decision_which_is_remembered() {
             destination_id uuid NOT NULL, log_id uuid NOT NULL)",
     )
     .await;
-    db.execute("CREATE TABLE webhook_destinations AS SELECT gen_random_uuid() AS id, 'n'::varchar(100) AS name,
-        gen_random_uuid() AS org_id, 'http://x'::text AS url").await;
+    db.execute(
+        "CREATE TABLE webhook_destinations AS SELECT gen_random_uuid() AS id, 'n'::varchar(100) AS name,
+        gen_random_uuid() AS org_id, 'http://x'::text AS url",
+    )
+    .await;
     db.execute("CREATE TABLE activity_logs AS SELECT gen_random_uuid() AS id, org_id, 'e'::varchar(100) AS event_type
         FROM webhook_destinations").await;
-    db.execute("INSERT INTO webhook_deliveries SELECT gen_random_uuid(), d.id, e.id
-        FROM webhook_destinations d, activity_logs e").await;
+    db.execute(
+        "INSERT INTO webhook_deliveries SELECT gen_random_uuid(), d.id, e.id
+        FROM webhook_destinations d, activity_logs e",
+    )
+    .await;
     let before = fingerprint(&db).await;
     let refused = migrate_with(&db, Options::default()).await.unwrap_err();
     assert!(matches!(refused, MigrateError::FanOutUndecided), "{refused}");
@@ -168,25 +185,40 @@ async fn deliveries_that_exist_need_a_decision_which_is_remembered() {
     migrate_with(&db, Options { fan_out: Some(true), ..Options::default() }).await.unwrap();
     assert_eq!(db.number(trigger).await, 1);
     // Such an event table lacks nearly everything, and still its events become deliveries.
-    db.execute("INSERT INTO activity_logs SELECT gen_random_uuid(), org_id, 'later' FROM webhook_destinations").await;
+    db.execute(
+        "INSERT INTO activity_logs SELECT gen_random_uuid(), org_id, 'later' FROM webhook_destinations",
+    )
+    .await;
     assert_eq!(db.deliveries("status = 'pending' AND next_retry_at IS NOT NULL").await, 1);
 }
 
 #[actix_rt::test]
 async fn columns_of_another_type_stop_everything_and_are_listed_at_once() {
     let db = Db::empty().await;
-    db.execute("CREATE TABLE activity_logs (id bigint PRIMARY KEY, org_id uuid NOT NULL,
-        event_type text, created_at timestamptz)").await;
-    db.execute("CREATE TABLE webhook_deliveries (id uuid PRIMARY KEY, destination_id uuid NOT NULL,
-        log_id uuid NOT NULL, attempts bigint, tenant text NOT NULL)").await;
+    db.execute(
+        "CREATE TABLE activity_logs (id bigint PRIMARY KEY, org_id uuid NOT NULL,
+        event_type text, created_at timestamptz)",
+    )
+    .await;
+    db.execute(
+        "CREATE TABLE webhook_deliveries (id uuid PRIMARY KEY, destination_id uuid NOT NULL,
+        log_id uuid NOT NULL, attempts bigint, tenant text NOT NULL)",
+    )
+    .await;
     db.execute("CREATE VIEW employees AS SELECT 1 AS id").await;
     let before = fingerprint(&db).await;
     let told = Options { fan_out: Some(true), ..Options::default() };
-    let MigrateError::Faults(faults) = migrate_with(&db, told).await.unwrap_err() else { panic!("no faults") };
-    for part in ["activity_logs.id is bigint", "activity_logs.event_type is text",
-        "activity_logs.created_at is timestamp with time zone", "webhook_deliveries.attempts is bigint",
-        "webhook_deliveries.tenant must have a value", "employees has no id of type uuid"]
-    {
+    let MigrateError::Faults(faults) = migrate_with(&db, told).await.unwrap_err() else {
+        panic!("no faults")
+    };
+    for part in [
+        "activity_logs.id is bigint",
+        "activity_logs.event_type is text",
+        "activity_logs.created_at is timestamp with time zone",
+        "webhook_deliveries.attempts is bigint",
+        "webhook_deliveries.tenant must have a value",
+        "employees has no id of type uuid",
+    ] {
         assert!(faults.iter().any(|fault| fault.contains(part)), "{part} is not in {faults:#?}");
     }
     assert_eq!(faults.len(), 6, "{faults:#?}");
@@ -205,8 +237,11 @@ async fn events_partitioned_without_a_unique_id_are_refused() {
 #[actix_rt::test]
 async fn events_partitioned_by_id_are_adopted() {
     let db = Db::empty().await;
-    db.execute("CREATE TABLE activity_logs (id uuid PRIMARY KEY, org_id uuid NOT NULL,
-        event_type varchar(100) NOT NULL, payload jsonb) PARTITION BY HASH (id)").await;
+    db.execute(
+        "CREATE TABLE activity_logs (id uuid PRIMARY KEY, org_id uuid NOT NULL,
+        event_type varchar(100) NOT NULL, payload jsonb) PARTITION BY HASH (id)",
+    )
+    .await;
     for n in 0..2 {
         let part = format!("FOR VALUES WITH (MODULUS 2, REMAINDER {n})");
         db.execute(&format!("CREATE TABLE part{n} PARTITION OF activity_logs {part}")).await;
@@ -214,8 +249,10 @@ async fn events_partitioned_by_id_are_adopted() {
     migrate_with(&db, Options::default()).await.unwrap();
     let org = db.org().await;
     db.destination(org, "http://x").insert().await;
-    db.execute(&format!("INSERT INTO activity_logs SELECT gen_random_uuid(), '{org}', 'e' FROM generate_series(1, 20)"))
-        .await;
+    db.execute(&format!(
+        "INSERT INTO activity_logs SELECT gen_random_uuid(), '{org}', 'e' FROM generate_series(1, 20)"
+    ))
+    .await;
     assert_eq!(db.deliveries("true").await, 20);
 }
 
@@ -223,7 +260,8 @@ async fn events_partitioned_by_id_are_adopted() {
 async fn notifications_can_be_switched_off_and_on() {
     let db = Db::new().await;
     let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'posthaste%notify'";
-    let quiet = "SELECT count(*) FROM pg_trigger WHERE pg_get_triggerdef(oid) LIKE '%posthaste_fan_out(''quiet'')%'";
+    let quiet =
+        "SELECT count(*) FROM pg_trigger WHERE pg_get_triggerdef(oid) LIKE '%posthaste_fan_out(''quiet'')%'";
     assert_eq!((db.number(triggers).await, db.number(quiet).await), (6, 0));
     migrate_with(&db, Options { notify: Some(false), ..Options::default() }).await.unwrap();
     assert_eq!((db.number(triggers).await, db.number(quiet).await), (0, 1));
@@ -246,14 +284,28 @@ async fn settings_that_make_no_sense_are_refused() {
     let org = db.org().await;
     let id = db.destination(org, "http://x").setting("ordered", "false").insert().await;
     for (column, bad) in [
-        ("payload_format", "'xml'"), ("format_options", "'[]'"), ("rate_limit_per_second", "0"),
-        ("rate_limit_per_second", "'NaN'"), ("rate_limit_per_second", "'Infinity'"), ("rate_limit_burst", "0"),
-        ("max_in_flight", "0"), ("max_in_flight", "10001"), ("batch_wait_ms", "10001"), ("max_age_seconds", "0"),
-        ("extra_headers", "'{\"a\": 1}'"), ("extra_headers", "'[]'"), ("signature_scheme", "'md5'"),
-        ("signature_header", "E'x\\r\\ny'"), ("previous_signing_secret", "''"), ("tls_ca", "'x'"),
-        ("previous_secret_expires_at", "'infinity'"), ("tls_client_key", "'x'"),
+        ("payload_format", "'xml'"),
+        ("format_options", "'[]'"),
+        ("rate_limit_per_second", "0"),
+        ("rate_limit_per_second", "'NaN'"),
+        ("rate_limit_per_second", "'Infinity'"),
+        ("rate_limit_burst", "0"),
+        ("max_in_flight", "0"),
+        ("max_in_flight", "10001"),
+        ("batch_wait_ms", "10001"),
+        ("max_age_seconds", "0"),
+        ("extra_headers", "'{\"a\": 1}'"),
+        ("extra_headers", "'[]'"),
+        ("signature_scheme", "'md5'"),
+        ("signature_header", "E'x\\r\\ny'"),
+        ("previous_signing_secret", "''"),
+        ("tls_ca", "'x'"),
+        ("previous_secret_expires_at", "'infinity'"),
+        ("tls_client_key", "'x'"),
     ] {
-        let set = format!("UPDATE posthaste_destination_settings SET {column} = {bad} WHERE destination_id = '{id}'");
+        let set = format!(
+            "UPDATE posthaste_destination_settings SET {column} = {bad} WHERE destination_id = '{id}'"
+        );
         let message = db.refused(&set).await;
         assert!(message.contains("check constraint"), "{column} = {bad}: {message}");
     }

@@ -58,9 +58,13 @@ mod tests {
             let entries: Vec<String> = entries.iter().map(|entry| entry.to_string()).collect();
             type_wanted(Some(&entries), event_type)
         };
-        assert!(type_wanted(None, "a") && wanted(&[], "a") && wanted(&["*"], "a") && wanted(&["x", "a"], "a"));
+        assert!(
+            type_wanted(None, "a") && wanted(&[], "a") && wanted(&["*"], "a") && wanted(&["x", "a"], "a")
+        );
         assert!(wanted(&["tool_*"], "tool_call") && wanted(&["tool_*"], "tool_"));
-        assert!(!wanted(&["tool_"], "tool_call") && !wanted(&["tool_*"], "toolXcall") && !wanted(&["*l"], "tool"));
+        assert!(
+            !wanted(&["tool_"], "tool_call") && !wanted(&["tool_*"], "toolXcall") && !wanted(&["*l"], "tool")
+        );
     }
 
     #[test]

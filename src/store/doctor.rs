@@ -64,11 +64,15 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     match pending {
         Ok(pending) if pending.is_empty() => {}
         Ok(pending) => {
-            findings.push(fault(format!("migrations are missing: {}", pending.join(", ")), "run posthaste migrate"));
+            findings.push(fault(
+                format!("migrations are missing: {}", pending.join(", ")),
+                "run posthaste migrate",
+            ));
             return Ok(findings);
         }
         Err(error) if denied(&error) => {
-            let remedy = "GRANT SELECT ON posthaste_migrations to this role (examples/deploy/grants.sql has all)";
+            let remedy =
+                "GRANT SELECT ON posthaste_migrations to this role (examples/deploy/grants.sql has all)";
             findings.push(fault("this role may not read posthaste_migrations", remedy));
             return Ok(findings);
         }
@@ -82,8 +86,11 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(row_security_of_the_trigger(conn).await?);
     findings.extend(drift(conn).await?);
     findings.extend(columns(conn).await?);
-    findings.extend(listed(conn, FILTERS, Weight::Fault, "correct or remove the filter: it matches nothing").await?);
-    findings.extend(listed(conn, BROKEN, Weight::Fault, "correct the destination: its deliveries fail").await?);
+    findings.extend(
+        listed(conn, FILTERS, Weight::Fault, "correct or remove the filter: it matches nothing").await?,
+    );
+    findings
+        .extend(listed(conn, BROKEN, Weight::Fault, "correct the destination: its deliveries fail").await?);
     findings.extend(listed(conn, IDLE, Weight::Warning, "correct posthaste_destination_settings").await?);
     findings.extend(time(conn).await?);
     Ok(findings)
@@ -130,7 +137,10 @@ async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
         .iter()
         .map(|row| {
             let (table, privilege, role): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
-            fault(format!("{privilege} on {table} is not granted"), format!("GRANT {privilege} ON {table} TO {role}"))
+            fault(
+                format!("{privilege} on {table} is not granted"),
+                format!("GRANT {privilege} ON {table} TO {role}"),
+            )
         })
         .collect())
 }
@@ -160,7 +170,9 @@ pub async fn row_security(conn: &mut PgConnection) -> Result<RowSecurity, sqlx::
         .filter(|row| !row.get::<bool, _>(2))
         .map(|row| {
             let (table, role): (&str, &str) = (row.get(0), row.get(1));
-            format!("CREATE POLICY posthaste_serve ON public.{table} TO {role} USING (true) WITH CHECK (true)")
+            format!(
+                "CREATE POLICY posthaste_serve ON public.{table} TO {role} USING (true) WITH CHECK (true)"
+            )
         })
         .collect();
     Ok(match (rows.is_empty(), hiding.is_empty()) {
@@ -173,7 +185,8 @@ pub async fn row_security(conn: &mut PgConnection) -> Result<RowSecurity, sqlx::
 async fn row_security_of_the_role(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let RowSecurity::Hiding(statements) = row_security(conn).await? else { return Ok(Vec::new()) };
     let what = "row-level security hides rows from this role";
-    let or = "as the owner (restrictive policies must let the role through as well); or ALTER ROLE … BYPASSRLS";
+    let or =
+        "as the owner (restrictive policies must let the role through as well); or ALTER ROLE … BYPASSRLS";
     Ok(statements.into_iter().map(|statement| fault(what, format!("{statement}; {or}"))).collect())
 }
 
@@ -199,8 +212,13 @@ async fn row_security_of_the_trigger(conn: &mut PgConnection) -> Result<Vec<Find
         .map(|row| {
             let (table, owner): (&str, &str) = (row.get(0), row.get(1));
             fault(
-                format!("row-level security of {table} may hide rows from the fan-out, which runs as {owner}"),
-                format!("{}; and let {owner} through all restrictive policies", migrate::fan_out_policy(table, owner)),
+                format!(
+                    "row-level security of {table} may hide rows from the fan-out, which runs as {owner}"
+                ),
+                format!(
+                    "{}; and let {owner} through all restrictive policies",
+                    migrate::fan_out_policy(table, owner)
+                ),
             )
         })
         .collect())

@@ -100,7 +100,8 @@ pub struct Catalog {
 const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
     coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'), false)";
 
-const TABLES: &str = "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
+const TABLES: &str =
+    "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
     FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -110,14 +111,16 @@ const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(a.at
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         AND a.attnum > 0 AND NOT a.attisdropped";
 
-const CONSTRAINTS: &str = "SELECT c.relname::text, k.conname::text, k.contype::text, pg_get_constraintdef(k.oid),
+const CONSTRAINTS: &str =
+    "SELECT c.relname::text, k.conname::text, k.contype::text, pg_get_constraintdef(k.oid),
         ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS key (num, n)
               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = key.num ORDER BY n),
         r.relname::text, k.convalidated
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_class r ON r.oid = k.confrelid
     WHERE c.relnamespace = 'public'::regnamespace AND k.contype IN ('p', 'u', 'f', 'c')";
 
-const INDEXES: &str = "SELECT c.relname::text, i.relname::text, split_part(pg_get_indexdef(i.oid), ' ON public.', 2),
+const INDEXES: &str = "SELECT c.relname::text, i.relname::text,
+        regexp_replace(pg_get_indexdef(i.oid), '^.*? ON (ONLY )?public[.]', ''),
         x.indisvalid AND x.indisready, x.indisunique AND x.indimmediate AND x.indpred IS NULL
             AND x.indexprs IS NULL AND x.indisvalid
     FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
@@ -126,7 +129,8 @@ const INDEXES: &str = "SELECT c.relname::text, i.relname::text, split_part(pg_ge
 const FUNCTIONS: &str = "SELECT proname::text, prosrc FROM pg_proc
     WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'posthaste\\_%'";
 
-const TRIGGERS: &str = "SELECT c.relname::text, t.tgname::text, pg_get_triggerdef(t.oid), t.tgenabled IN ('O', 'A')
+const TRIGGERS: &str =
+    "SELECT c.relname::text, t.tgname::text, pg_get_triggerdef(t.oid), t.tgenabled IN ('O', 'A')
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
     WHERE c.relnamespace = 'public'::regnamespace AND NOT t.tgisinternal";
 
@@ -181,7 +185,8 @@ impl Catalog {
             catalog.versions = rows.into_iter().collect();
         }
         if catalog.tables.contains_key("posthaste_options") {
-            let rows = query(OPTIONS).map(|row: PgRow| (row.get(0), row.get(1))).fetch_all(&mut *conn).await?;
+            let rows =
+                query(OPTIONS).map(|row: PgRow| (row.get(0), row.get(1))).fetch_all(&mut *conn).await?;
             catalog.options = rows.into_iter().collect();
         }
         if catalog.tables.contains_key("webhook_deliveries") {

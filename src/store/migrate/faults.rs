@@ -21,10 +21,13 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
         faults.push(format!("PostgreSQL {version} is too old: 14 is the oldest that has what is needed"));
     }
     if let Some(newest) = catalog.versions.last().filter(|newest| **newest > known) {
-        faults.push(format!("migration {newest} was applied by a newer posthaste: use that one or a newer one"));
+        faults.push(format!(
+            "migration {newest} was applied by a newer posthaste: use that one or a newer one"
+        ));
     }
     if !catalog.may_create {
-        faults.push("this role may not create anything in schema public: GRANT CREATE ON SCHEMA public".into());
+        faults
+            .push("this role may not create anything in schema public: GRANT CREATE ON SCHEMA public".into());
     }
     for statement in statements {
         match &statement.makes {

@@ -23,8 +23,8 @@ use sqlx::{AssertSqlSafe, Connection, Row, query, raw_sql};
 
 use super::{StoreError, connect};
 use catalog::Catalog;
-use plan::{Mode, Plan, Step};
 pub use plan::fan_out_policy;
+use plan::{Mode, Plan, Step};
 pub use script::MIGRATIONS;
 
 /// Tables that exist only so that foreign keys have something to refer to; an application's own are left alone.
@@ -189,7 +189,10 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
     // Row-level security is another matter here: the policies that the plan has are those for the session's role.
-    Ok(Drift { statements: statements.filter(|s| !of_the_trigger(s)).collect(), switched_off: plan.switched_off })
+    Ok(Drift {
+        statements: statements.filter(|s| !of_the_trigger(s)).collect(),
+        switched_off: plan.switched_off,
+    })
 }
 
 /// Settings on which the comparison, the locking and the sight of rows depend.

@@ -95,7 +95,9 @@ pub async fn make(
                     plan.lock(statement.sql.replace(from, to));
                 }
             }
-            Makes::Trigger { table, name } => trigger(catalog, &mut plan, choices, [table, name, statement.sql]),
+            Makes::Trigger { table, name } => {
+                trigger(catalog, &mut plan, choices, [table, name, statement.sql])
+            }
         }
     }
     bookkeeping(catalog, &mut plan, choices);
@@ -116,7 +118,9 @@ async fn constraint(
 ) -> Result<(), sqlx::Error> {
     if name == "webhook_destinations_auth_type_check" {
         let old = catalog.constraints.iter().filter(|c| c.table == table && c.kind == "c");
-        if let Some(old) = old.filter(|c| c.columns == ["auth_type"]).find(|c| !c.definition.contains("'oauth2'")) {
+        if let Some(old) =
+            old.filter(|c| c.columns == ["auth_type"]).find(|c| !c.definition.contains("'oauth2'"))
+        {
             widen(plan, old);
             return Ok(());
         }
@@ -170,7 +174,8 @@ fn same(found: &Constraint, definition: &str) -> bool {
         let refers_to = definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next());
         found.columns == columns_of(definition) && found.refers_to.as_deref() == refers_to
     };
-    found.definition == definition || (found.kind == "f" && definition.starts_with("FOREIGN KEY") && same_key())
+    found.definition == definition
+        || (found.kind == "f" && definition.starts_with("FOREIGN KEY") && same_key())
 }
 
 async fn unique(
@@ -186,7 +191,8 @@ async fn unique(
     let list = columns.join(", ");
     let probe = format!("SELECT FROM public.{table} GROUP BY {list} HAVING count(*) > 1 LIMIT 1");
     if !is_hidden(catalog, table) && sqlx::query(AssertSqlSafe(probe)).fetch_optional(conn).await?.is_some() {
-        plan.faults.push(format!("{table} holds rows with the same ({list}), which must be unique: remove them"));
+        plan.faults
+            .push(format!("{table} holds rows with the same ({list}), which must be unique: remove them"));
         return Ok(());
     }
     if catalog.indexes.iter().any(|index| index.name == name) {
@@ -195,7 +201,9 @@ async fn unique(
     // A table has one primary key at most; where the application uses it for something else, UNIQUE does as well.
     let has_primary = catalog.constraints.iter().any(|c| c.table == table && c.kind == "p");
     let kind = if definition.starts_with("PRIMARY") && !has_primary { "PRIMARY KEY" } else { "UNIQUE" };
-    plan.concurrently(format!("CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.{table} USING btree ({list})"));
+    plan.concurrently(format!(
+        "CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.{table} USING btree ({list})"
+    ));
     plan.lock(format!("ALTER TABLE public.{table} ADD CONSTRAINT {name} {kind} USING INDEX {name}"));
     Ok(())
 }
@@ -215,7 +223,9 @@ async fn rows_obey(
     let columns = columns_of(definition);
     let breaks = if let Some(expression) = definition.strip_prefix("CHECK ") {
         format!("SELECT EXISTS (SELECT FROM public.{table} WHERE NOT {expression})")
-    } else if let Some(target) = definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next()) {
+    } else if let Some(target) =
+        definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next())
+    {
         if !catalog.has_table(target) {
             return Ok(true);
         }
@@ -247,11 +257,15 @@ fn index(catalog: &Catalog, plan: &mut Plan, [table, name, definition]: [&str; 3
     if named.is_some_and(|index| index.valid) || find(&|i| i.definition == definition && i.valid).is_some() {
         return;
     }
-    if columns_of(definition).iter().any(|column| table == "activity_logs" && !catalog.has_column(table, column)) {
+    if columns_of(definition)
+        .iter()
+        .any(|column| table == "activity_logs" && !catalog.has_column(table, column))
+    {
         return;
     }
     if catalog.tables.get(table).is_some_and(|table| table.kind == "p") {
-        plan.notices.push(format!("{table} is partitioned: {name} was left out, create it yourself if you want it"));
+        plan.notices
+            .push(format!("{table} is partitioned: {name} was left out, create it yourself if you want it"));
         return;
     }
     if named.is_some() {
@@ -289,7 +303,9 @@ fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, s
 /// The policy that lets `owner` do everything to `table` inside of the fan-out trigger, and only there.
 pub fn fan_out_policy(table: &str, owner: &str) -> String {
     let inside = "pg_trigger_depth() > 0 AND current_setting('posthaste.fan_out', true) = 'on'";
-    format!("CREATE POLICY posthaste_fan_out ON public.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})")
+    format!(
+        "CREATE POLICY posthaste_fan_out ON public.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})"
+    )
 }
 
 /// Where row-level security is forced on the owner, the fan-out, which runs with the owner's rights, would find no
@@ -304,8 +320,7 @@ async fn policies(
         if !choices.fan_out || !is_hidden(catalog, table) || catalog.policies.contains(table) {
             continue;
         }
-        let me: String =
-            sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
+        let me: String = sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
         plan.lock(fan_out_policy(table, &me));
         plan.notices.push(format!(
             "row-level security of {table} is forced on {me}: a policy lets the trigger, and nothing else, through"

@@ -136,7 +136,8 @@ fn trigger(sql: &'static str) -> Option<Makes> {
 /// The plain columns of an index, a primary key or a unique constraint: what stands in its first parentheses, each
 /// without what follows its name.
 pub fn columns_of(definition: &str) -> Vec<&str> {
-    let inside = definition.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
+    let inside =
+        definition.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
     inside.split(',').filter_map(|item| item.split_whitespace().next()).collect()
 }
 
