@@ -1,5 +1,5 @@
--- The tables that an application usually owns already. On an empty database they are created as written here; on an
--- application's database only what is missing is added (src/store/migrate says how).
+-- The tables that an application usually owns already. On an empty database they are created as written here;
+-- on an application's database only what is missing is added (src/store/migrate says how).
 --
 -- Form, on which the migrator relies: one column a line, constraints and indexes apart from their table, and
 -- everything spelled the way PostgreSQL prints it, because that is how it is compared with what is there. The

@@ -1,5 +1,5 @@
-//! Adopting the tables of a richer application, as their owner who is no superuser, with rows and forced row-level
-//! security: nothing is dropped, rewritten or renamed.
+//! Adopting the tables of a richer application, as their owner who is no superuser, with rows and forced
+//! row-level security: nothing is dropped, rewritten or renamed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,8 +14,8 @@ use uuid::Uuid;
 const APPLICATION: &str = include_str!("fixtures/application.sql");
 const ORG: &str = "00000000-0000-0000-0000-000000000001";
 
-/// Everything of the application's that must survive, as lines: what a table, index, constraint or policy is called,
-/// where its rows are and what it says. The CHECK on auth_type is the one exception.
+/// Everything of the application's that must survive, as lines: what a table, index, constraint or policy is
+/// called, where its rows are and what it says. The CHECK on auth_type is the one exception.
 const PROPERTY: &str = "
     SELECT format('relation %s %s %s', relname, relkind, relfilenode) FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')
@@ -110,8 +110,8 @@ async fn what_is_missing_is_added_and_what_is_there_under_another_name_is_not() 
     assert_eq!(exists("pg_class WHERE relname = 'idx_activity_logs_event_type'").await, 0);
     assert_eq!(exists("pg_constraint WHERE conname LIKE 'webhook_destinations_org_id_name_key'").await, 0);
     assert_eq!(exists("pg_constraint WHERE conname = 'webhook_deliveries_destination_id_fkey'").await, 0);
-    // The application's event table gets no column, its timeouts stay as wide as they were, and a key that could
-    // fail its INSERTs is not added.
+    // The application's event table gets no column, its timeouts stay as wide as they were, and a key that
+    // could fail its INSERTs is not added.
     assert_eq!(
         exists("pg_attribute WHERE attrelid = 'activity_logs'::regclass AND attname = 'session_id'").await,
         0
@@ -142,8 +142,14 @@ async fn forced_row_level_security_neither_hides_destinations_nor_opens_them() {
     adopt(&app).await;
     let producer = role(&app.db, "producer").await;
     app.db.execute(&format!("GRANT INSERT ON activity_logs TO {producer}")).await;
+    app.db
+        .execute(&format!(
+            "CREATE POLICY all_tenants ON activity_logs FOR INSERT TO {producer} WITH CHECK (true)"
+        ))
+        .await;
+    // It names no tenant, so that the tenant's policy would hide every destination from the trigger.
     let insert = format!(
-        "SET ROLE {producer}; SET app.org = '{ORG}';
+        "SET ROLE {producer};
          INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ('{ORG}', 'new', 'c'); RESET ROLE"
     );
     sqlx::raw_sql(AssertSqlSafe(insert)).execute(&app.db.pool).await.unwrap();

@@ -1,15 +1,15 @@
 //! Which events a destination wants, by `event_types` and `event_filter`.
 //!
-//! The database decides this itself, in the producer's transaction (`migrations/0003_fan_out.sql`). Here is the same
-//! rule as a pure function: a test holds the two against each other.
+//! The database decides this itself, in the producer's transaction (`migrations/0003_fan_out.sql`). Here is
+//! the same rule as a pure function: a test holds the two against each other.
 
 use serde_json::{Map, Value};
 
 /// The key of a filter that is a predicate over the whole event instead of a part of the payload.
 pub const JSONPATH: &str = "$jsonpath";
 
-/// Whether `event_types` lets `event_type` through: none, or an empty list, lets every type through; an entry is the
-/// type itself, or a prefix that ends in `*`.
+/// Whether `event_types` lets `event_type` through: none, or an empty list, lets every type through; an entry
+/// is the type itself, or a prefix that ends in `*`.
 pub fn type_wanted(event_types: Option<&[String]>, event_type: &str) -> bool {
     let entries = event_types.unwrap_or_default();
     entries.is_empty()

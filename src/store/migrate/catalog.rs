@@ -141,7 +141,8 @@ const VERSIONS: &str = "SELECT version FROM public.posthaste_migrations";
 
 const OPTIONS: &str = "SELECT name, value FROM public.posthaste_options";
 
-// Where a policy would hide the rows, the size tells: too careful at worst, as deleted rows leave size behind.
+// Where a policy would hide the rows, the size tells: too careful at worst, as deleted rows leave size
+// behind.
 const DELIVERIES: &str = "SELECT CASE WHEN row_security_active('public.webhook_deliveries')
         THEN pg_relation_size('public.webhook_deliveries') > 0
         ELSE EXISTS (SELECT FROM public.webhook_deliveries) END";

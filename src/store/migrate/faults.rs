@@ -6,7 +6,8 @@ use super::script::{Column, Makes, Statement, columns_of};
 /// The oldest PostgreSQL that has what the migrations use.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// Columns of `activity_logs` without which there is no event; every other one is null on the wire where it lacks.
+/// Columns of `activity_logs` without which there is no event; every other one is null on the wire where it
+/// lacks.
 const EVENT_NEEDS: [&str; 3] = ["id", "org_id", "event_type"];
 
 /// What the fan-out writes into `webhook_deliveries`.
@@ -59,7 +60,8 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
     faults
 }
 
-/// Whether something guarantees that these columns are unique, in a form that ON CONFLICT and foreign keys accept.
+/// Whether something guarantees that these columns are unique, in a form that ON CONFLICT and foreign keys
+/// accept.
 pub fn has_unique(catalog: &Catalog, table: &str, columns: &[&str]) -> bool {
     let mut wanted = columns.to_vec();
     wanted.sort_unstable();

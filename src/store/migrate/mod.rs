@@ -1,15 +1,15 @@
 //! The migrator: creates the tables on an empty database, and adopts those of an application.
 //!
 //! ```text
-//! migrations/*.sql ──▶ script: what should be there ─┐
-//!                                                    ├─▶ faults: why not ─▶ plan: statements ─▶ run, or print
-//! the database ──────▶ catalog: what is there ───────┘
+//! migrations/*.sql ─▶ script: what should be there ─┐
+//!                                                   ├─▶ faults: why not ─▶ plan: statements ─▶ run or print
+//! the database ─────▶ catalog: what is there ───────┘
 //! ```
 //!
-//! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second run
-//! finds nothing to do. `posthaste_migrations` only tells `serve` whether everything has been applied. Nothing that
-//! an application owns is dropped, rewritten or renamed; the one exception is the CHECK on `auth_type`, which must let
-//! `oauth2` through.
+//! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second
+//! run finds nothing to do. `posthaste_migrations` only tells `serve` whether everything has been applied.
+//! Nothing that an application owns is dropped, rewritten or renamed; the one exception is the CHECK on
+//! `auth_type`, which must let `oauth2` through.
 
 mod catalog;
 mod faults;
@@ -27,17 +27,18 @@ pub use plan::fan_out_policy;
 use plan::{Mode, Plan, Step};
 pub use script::MIGRATIONS;
 
-/// Tables that exist only so that foreign keys have something to refer to; an application's own are left alone.
+/// Tables that exist only so that foreign keys have something to refer to; an application's own are left
+/// alone.
 const STAND_INS: [&str; 2] = ["organizations", "employees"];
 /// One migrator at a time holds this advisory lock.
 const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
-/// How often a migrator asks whether the other one has finished. Asking, because a session that waits inside of a
-/// statement would itself be waited for by the other's CREATE INDEX CONCURRENTLY.
+/// How often a migrator asks whether the other one has finished. Asking, because a session that waits inside
+/// of a statement would itself be waited for by the other's CREATE INDEX CONCURRENTLY.
 const LOCK_POLL: Duration = Duration::from_millis(200);
 /// How long it asks: building indexes on big tables takes a while.
 const LOCK_WAIT: Duration = Duration::from_secs(3600);
-/// How often a step is tried whose lock (2 s) cannot be had, and the pause between tries, in which those who queued
-/// up behind our request get through.
+/// How often a step is tried whose lock (2 s) cannot be had, and the pause between tries, in which those who
+/// queued up behind our request get through.
 const TRIES: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -188,7 +189,8 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let plan = plan::make(conn, &catalog, &statements, choices).await?;
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
-    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
+    // Row-level security is another matter here: the policies that the plan has are those for the session's
+    // role.
     Ok(Drift {
         statements: statements.filter(|s| !of_the_trigger(s)).collect(),
         switched_off: plan.switched_off,
@@ -253,7 +255,8 @@ async fn run(conn: &mut PgConnection, step: &Step) -> Result<(), MigrateError> {
     // Several statements in one message are one transaction.
     let sql = step.statements.join(";\n");
     if step.mode == Mode::Concurrently {
-        // Giving up half way would leave an invalid index, and waiting for old transactions keeps nobody waiting.
+        // Giving up half way would leave an invalid index, and waiting for old transactions keeps nobody
+        // waiting.
         raw_sql("SET lock_timeout = 0").execute(&mut *conn).await?;
     }
     let mut tried = 1;

@@ -1,7 +1,8 @@
 //! The difference between what should be there and what is there, as statements.
 //!
-//! A table that is missing is made at once with everything that belongs to it, so that it is there whole or not at
-//! all. To a table that is there only what is missing is added, in forms that lock it for a moment at most.
+//! A table that is missing is made at once with everything that belongs to it, so that it is there whole or
+//! not at all. To a table that is there only what is missing is added, in forms that lock it for a moment at
+//! most.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
@@ -16,7 +17,8 @@ use super::{Choices, STAND_INS};
 pub enum Mode {
     /// In a transaction of its own, giving up soon when a lock cannot be had.
     Locking,
-    /// Outside of a transaction, waiting for older transactions as long as they last: it keeps nobody waiting.
+    /// Outside of a transaction, waiting for older transactions as long as they last: it keeps nobody
+    /// waiting.
     Concurrently,
 }
 
@@ -76,7 +78,8 @@ pub async fn make(
                 plan.steps[step].statements.push(statement.sql.to_owned());
             }
             Makes::Table { name, columns } => {
-                // What activity_logs lacks is null on the wire: an application's event table gets no new columns.
+                // What activity_logs lacks is null on the wire: an application's event table gets no new
+                // columns.
                 let add = columns.iter().filter(|c| !catalog.has_column(name, c.name));
                 let left_alone = STAND_INS.contains(name) || *name == "activity_logs";
                 for column in add.filter(|_| !left_alone) {
@@ -198,7 +201,8 @@ async fn unique(
     if catalog.indexes.iter().any(|index| index.name == name) {
         plan.concurrently(format!("DROP INDEX CONCURRENTLY public.{name}"));
     }
-    // A table has one primary key at most; where the application uses it for something else, UNIQUE does as well.
+    // A table has one primary key at most; where the application uses it for something else, UNIQUE does as
+    // well.
     let has_primary = catalog.constraints.iter().any(|c| c.table == table && c.kind == "p");
     let kind = if definition.starts_with("PRIMARY") && !has_primary { "PRIMARY KEY" } else { "UNIQUE" };
     plan.concurrently(format!(
@@ -308,8 +312,9 @@ pub fn fan_out_policy(table: &str, owner: &str) -> String {
     )
 }
 
-/// Where row-level security is forced on the owner, the fan-out, which runs with the owner's rights, would find no
-/// destinations. The policy lets it through, and nothing else of the owner's: it holds only inside of the trigger.
+/// Where row-level security is forced on the owner, the fan-out, which runs with the owner's rights, would
+/// find no destinations. The policy lets it through, and nothing else of the owner's: it holds only inside of
+/// the trigger.
 async fn policies(
     conn: &mut PgConnection,
     catalog: &Catalog,

@@ -1,7 +1,8 @@
 //! The migrations as statements: the files under `migrations/`, taken apart.
 //!
-//! The files are plain SQL in a narrow form (their first comment says which), so that this stays short: a statement
-//! ends with a line that ends in `;`, unless it is inside a function's `$$`; its first words say what it makes.
+//! The files are plain SQL in a narrow form (their first comment says which), so that this stays short: a
+//! statement ends with a line that ends in `;`, unless it is inside a function's `$$`; its first words say
+//! what it makes.
 
 /// One file under `migrations/`.
 pub struct Migration {
@@ -12,7 +13,8 @@ pub struct Migration {
     sql: &'static str,
 }
 
-/// All of them, in order. A later file may define a function of an earlier one anew: the last definition counts.
+/// All of them, in order. A later file may define a function of an earlier one anew: the last definition
+/// counts.
 pub const MIGRATIONS: [Migration; 3] = [
     Migration {
         version: 1,
@@ -58,8 +60,8 @@ pub struct Column {
     pub name: &'static str,
     /// Its type without a modifier: `character varying`.
     pub base_type: &'static str,
-    /// Whether adding it to a table with rows is impossible: it must have a value and has no default, or the default
-    /// differs from row to row and would rewrite the table.
+    /// Whether adding it to a table with rows is impossible: it must have a value and has no default, or the
+    /// default differs from row to row and would rewrite the table.
     pub cannot_be_added: bool,
     /// The line, without its comma.
     pub line: &'static str,
@@ -133,8 +135,8 @@ fn trigger(sql: &'static str) -> Option<Makes> {
     Some(Makes::Trigger { table, name })
 }
 
-/// The plain columns of an index, a primary key or a unique constraint: what stands in its first parentheses, each
-/// without what follows its name.
+/// The plain columns of an index, a primary key or a unique constraint: what stands in its first parentheses,
+/// each without what follows its name.
 pub fn columns_of(definition: &str) -> Vec<&str> {
     let inside =
         definition.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
