@@ -70,9 +70,12 @@ impl StoreError {
 /// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a
 /// password.
 pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
-    let options = PgConnectOptions::from_str(url.reveal()).map_err(|error| {
-        StoreError::Url(format!("{error}; it should look like postgres://user@host:5432/database"))
-    })?;
+    const FORM: &str = "it should look like postgres://user@host:5432/database";
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
+        return Err(StoreError::Url(FORM.into()));
+    }
+    let options = PgConnectOptions::from_str(url.reveal())
+        .map_err(|error| StoreError::Url(format!("{error}; {FORM}")))?;
     Ok(options
         .application_name("posthaste")
         .extra_float_digits(None)

@@ -1,9 +1,9 @@
 //! The migrator: creates the tables on an empty database, and adopts those of an application.
 //!
 //! ```text
-//! migrations/*.sql ──▶ script: what should be there ─┐
-//!                                                    ├─▶ faults: why not ─▶ plan: statements ─▶ run, or print
-//! the database ──────▶ catalog: what is there ───────┘
+//! migrations/*.sql ─▶ script: what should be there ─┐
+//!                                                   ├─▶ faults: why not ─▶ plan: statements ─▶ run or print
+//! the database ─────▶ catalog: what is there ───────┘
 //! ```
 //!
 //! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second
@@ -189,7 +189,8 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let plan = plan::make(conn, &catalog, &statements, choices).await?;
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
-    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
+    // Row-level security is another matter here: the policies that the plan has are those for the session's
+    // role.
     Ok(Drift {
         statements: statements.filter(|s| !of_the_trigger(s)).collect(),
         switched_off: plan.switched_off,

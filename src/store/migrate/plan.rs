@@ -62,6 +62,8 @@ pub async fn make(
     choices: Choices,
 ) -> Result<Plan, sqlx::Error> {
     let mut plan = Plan::default();
+    // Before the trigger: no event may meet it without them.
+    policies(conn, catalog, &mut plan, choices).await?;
     // The tables that this plan makes: their constraints and indexes go into the step of the table.
     let mut fresh: Vec<(&str, usize)> = Vec::new();
     for statement in statements {
@@ -101,7 +103,6 @@ pub async fn make(
             }
         }
     }
-    policies(conn, catalog, &mut plan, choices).await?;
     bookkeeping(catalog, &mut plan, choices);
     Ok(plan)
 }
