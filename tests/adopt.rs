@@ -20,14 +20,17 @@ const PROPERTY: &str = "
     SELECT format('relation %s %s %s', relname, relkind, relfilenode) FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')
     UNION ALL
-    SELECT format('column %s %s %s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod), attnotnull)
+    SELECT format('column %s %s %s %s', attrelid::regclass, attname, format_type(atttypid, atttypmod),
+    attnotnull)
         FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0
     UNION ALL
-    SELECT format('constraint %s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM pg_constraint
+    SELECT format('constraint %s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid)) FROM
+    pg_constraint
         WHERE connamespace = 'public'::regnamespace AND conname <> 'webhook_destinations_auth_type_check'
     UNION ALL
-    SELECT format('policy %s %s %s', polrelid::regclass, polname, pg_get_expr(polqual, polrelid)) FROM pg_policy
+    SELECT format('policy %s %s %s', polrelid::regclass, polname, pg_get_expr(polqual, polrelid)) FROM
+    pg_policy
     UNION ALL SELECT format('row %s', t) FROM activity_logs t
     UNION ALL SELECT format('row %s', t) FROM webhook_deliveries t
     UNION ALL SELECT format('row %s', t) FROM comments t";
@@ -150,7 +153,8 @@ async fn forced_row_level_security_neither_hides_destinations_nor_opens_them() {
     // It names no tenant, so that the tenant's policy would hide every destination from the trigger.
     let insert = format!(
         "SET ROLE {producer};
-         INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ('{ORG}', 'new', 'c'); RESET ROLE"
+         INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ('{ORG}', 'new', 'c');
+         RESET ROLE"
     );
     sqlx::raw_sql(AssertSqlSafe(insert)).execute(&app.db.pool).await.unwrap();
     assert_eq!(app.db.deliveries("status = 'pending'").await, 1);
@@ -172,7 +176,8 @@ async fn rows_that_break_what_must_hold_stop_everything() {
     let app = application().await;
     app.db
         .execute(
-            "INSERT INTO webhook_deliveries (destination_id, log_id) SELECT destination_id, log_id FROM webhook_deliveries",
+            "INSERT INTO webhook_deliveries (destination_id, log_id) SELECT destination_id, log_id FROM
+            webhook_deliveries",
         )
         .await;
     app.db.execute("ALTER TABLE webhook_deliveries NO FORCE ROW LEVEL SECURITY").await;

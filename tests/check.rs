@@ -60,18 +60,29 @@ async fn the_least_rights_are_enough_for_what_serve_does_and_no_more() {
     for allowed in [
         "UPDATE webhook_deliveries w SET last_attempt_at = now() FROM (SELECT d.id FROM webhook_deliveries d
             JOIN activity_logs e ON e.id = d.log_id WHERE d.status IN ('pending', 'failed') LIMIT 1
-            FOR NO KEY UPDATE OF d SKIP LOCKED) c WHERE w.id = c.id".to_string(),
-        "SELECT FROM webhook_destinations d LEFT JOIN posthaste_destination_settings s ON s.destination_id = d.id
-            FOR NO KEY UPDATE OF d".into(),
+            FOR NO KEY UPDATE OF d SKIP LOCKED) c WHERE w.id = c.id"
+            .to_string(),
+        "SELECT FROM webhook_destinations d LEFT JOIN posthaste_destination_settings s ON
+        s.destination_id = d.id
+            FOR NO KEY UPDATE OF d"
+            .into(),
         "UPDATE webhook_deliveries SET status = 'failed', attempts = attempts + 1, next_retry_at = now(),
-            response_status = 500, response_body = 'x', error_message = 'y', delivered_at = NULL".into(),
-        "INSERT INTO posthaste_attempts SELECT id, 1, now(), 1, 500, NULL, 'x', true FROM webhook_deliveries".into(),
+            response_status = 500, response_body = 'x', error_message = 'y', delivered_at = NULL"
+            .into(),
+        "INSERT INTO posthaste_attempts SELECT id, 1, now(), 1, 500, NULL, 'x', true FROM
+        webhook_deliveries"
+            .into(),
         "DELETE FROM posthaste_attempts".into(),
-        format!("INSERT INTO posthaste_destination_state (destination_id, tripped_at) VALUES ('{id}', now())
-            ON CONFLICT (destination_id) DO UPDATE SET tripped_at = excluded.tripped_at"),
+        format!(
+            "INSERT INTO posthaste_destination_state (destination_id, tripped_at) VALUES ('{id}', now())
+            ON CONFLICT (destination_id) DO UPDATE SET tripped_at = excluded.tripped_at"
+        ),
         "DELETE FROM posthaste_destination_state".into(),
         "UPDATE webhook_destinations SET enabled = false, updated_at = now()".into(),
-        format!("INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ('{org}', 'webhook.x', 'webhook')"),
+        format!(
+            "INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ('{org}',
+        'webhook.x', 'webhook')"
+        ),
         "LISTEN posthaste_wake".into(),
     ] {
         let done = sqlx::query(AssertSqlSafe(allowed.clone())).execute(&mut serve).await;
@@ -97,14 +108,20 @@ async fn every_fault_is_found_with_its_remedy() {
     let faults = [
         ("DELETE FROM posthaste_migrations", "run posthaste migrate"),
         ("DROP INDEX posthaste_deliveries_due", "posthaste_deliveries_due"),
-        ("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'posthaste_deliveries_order'::regclass",
-            "posthaste_deliveries_order"),
+        (
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'posthaste_deliveries_order'::regclass",
+            "posthaste_deliveries_order",
+        ),
         ("DROP TRIGGER posthaste_fan_out ON activity_logs", "CREATE TRIGGER posthaste_fan_out"),
         ("ALTER TABLE activity_logs DISABLE TRIGGER posthaste_fan_out", "posthaste_fan_out is switched off"),
         ("UPDATE webhook_destinations SET url = 'ftp://x'", "not an http or https URL"),
         ("UPDATE webhook_destinations SET auth_type = 'bearer'", "bearer needs auth_config.token"),
-        ("ALTER TABLE webhook_destinations DISABLE TRIGGER USER; UPDATE webhook_destinations SET event_filter = '[]';
-          ALTER TABLE webhook_destinations ENABLE TRIGGER USER", "must be a JSON object"),
+        (
+            "ALTER TABLE webhook_destinations DISABLE TRIGGER USER; UPDATE webhook_destinations SET
+        event_filter = '[]';
+          ALTER TABLE webhook_destinations ENABLE TRIGGER USER",
+            "must be a JSON object",
+        ),
         ("ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY", "CREATE POLICY posthaste_serve"),
         ("REVOKE UPDATE (attempts) ON webhook_deliveries FROM ROLE", "GRANT UPDATE (attempts)"),
         ("REVOKE SELECT ON posthaste_migrations FROM ROLE", "GRANT SELECT ON posthaste_migrations"),
@@ -136,7 +153,8 @@ async fn what_is_merely_odd_is_a_warning() {
             "batch_wait_ms has no effect",
         ),
         (
-            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Europe/Berlin''', current_database()); END $$",
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Europe/Berlin''',
+            current_database()); END $$",
             "is Europe/Berlin",
         ),
     ];

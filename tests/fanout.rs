@@ -76,12 +76,14 @@ async fn a_producer_needs_no_rights_and_its_settings_do_not_matter() {
     db.execute(&format!("GRANT INSERT ON activity_logs TO {role}")).await;
     let mut session = db.pool.acquire().await.unwrap();
     let hostile = format!(
-        "CREATE SCHEMA evil; CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT NULL::timestamptz';
+        "CREATE SCHEMA evil; CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT
+        NULL::timestamptz';
          CREATE TABLE evil.webhook_destinations (); GRANT USAGE ON SCHEMA evil TO {role};
          SET ROLE {role}; SET search_path = evil, public, pg_catalog; SET TimeZone = 'Asia/Kolkata';
          SET standard_conforming_strings = off; SET DateStyle = 'SQL, DMY'; SET row_security = off;
          INSERT INTO public.activity_logs (org_id, event_type, event_category, created_at)
-         VALUES ('{org}', 'a_bc', 'c', '2025-12-23 16:02:19.89'), ('{org}', 'axbc', 'c', '2025-12-23 16:02:19.89');
+         VALUES ('{org}', 'a_bc', 'c', '2025-12-23 16:02:19.89'), ('{org}', 'axbc', 'c', '2025-12-23
+         16:02:19.89');
          RESET ROLE"
     );
     sqlx::raw_sql(AssertSqlSafe(hostile)).execute(&mut *session).await.unwrap();
@@ -137,7 +139,8 @@ async fn an_application_that_inserts_its_own_deliveries_first_is_not_disturbed()
     let destination = db.destination(org, "http://x").insert().await;
     db.execute(
         "CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            INSERT INTO webhook_deliveries (destination_id, log_id) SELECT d.id, NEW.id FROM webhook_destinations d;
+            INSERT INTO webhook_deliveries (destination_id, log_id) SELECT d.id, NEW.id FROM
+            webhook_destinations d;
             RETURN NULL; END $$",
     )
     .await;

@@ -24,7 +24,8 @@ const CATALOG: &str = "
     SELECT format('constraint %s %s', k.conname, pg_get_constraintdef(k.oid))
     FROM given g JOIN pg_constraint k ON k.conrelid = g.oid
     UNION ALL
-    SELECT format('index %s', pg_get_indexdef(x.indexrelid)) FROM given g JOIN pg_index x ON x.indrelid = g.oid
+    SELECT format('index %s', pg_get_indexdef(x.indexrelid)) FROM given g JOIN pg_index x ON x.indrelid =
+    g.oid
     WHERE x.indexrelid::regclass::text NOT LIKE 'posthaste%'";
 
 async fn migrate_with(db: &Db, told: Options) -> Result<Report, MigrateError> {
@@ -38,12 +39,14 @@ async fn lines(db: &Db, sql: &'static str) -> Vec<String> {
 /// Everything in the catalog that a migration could change.
 async fn fingerprint(db: &Db) -> String {
     let sql = "SELECT concat_ws(E'\\n',
-        (SELECT string_agg(c.relname || c.relkind::text || c.relfilenode, ',' ORDER BY c.relname) FROM pg_class c
+        (SELECT string_agg(c.relname || c.relkind::text || c.relfilenode, ',' ORDER BY c.relname) FROM
+        pg_class c
             WHERE c.relnamespace = 'public'::regnamespace),
         (SELECT string_agg(f.oid || f.xmin::text || f.prosrc, ',' ORDER BY f.oid) FROM pg_proc f
             WHERE f.pronamespace = 'public'::regnamespace),
         (SELECT string_agg(t.oid || t.xmin::text || t.tgenabled::text, ',' ORDER BY t.oid) FROM pg_trigger t),
-        (SELECT string_agg(k.oid || k.xmin::text || k.convalidated, ',' ORDER BY k.oid) FROM pg_constraint k))";
+        (SELECT string_agg(k.oid || k.xmin::text || k.convalidated, ',' ORDER BY k.oid) FROM
+        pg_constraint k))";
     db.text(sql).await.unwrap()
 }
 
@@ -165,8 +168,12 @@ async fn deliveries_that_exist_need_a_decision_which_is_remembered() {
         gen_random_uuid() AS org_id, 'http://x'::text AS url",
     )
     .await;
-    db.execute("CREATE TABLE activity_logs AS SELECT gen_random_uuid() AS id, org_id, 'e'::varchar(100) AS event_type
-        FROM webhook_destinations").await;
+    db.execute(
+        "CREATE TABLE activity_logs AS SELECT gen_random_uuid() AS id, org_id, 'e'::varchar(100)
+    AS event_type
+        FROM webhook_destinations",
+    )
+    .await;
     db.execute(
         "INSERT INTO webhook_deliveries SELECT gen_random_uuid(), d.id, e.id
         FROM webhook_destinations d, activity_logs e",
@@ -228,8 +235,12 @@ async fn columns_of_another_type_stop_everything_and_are_listed_at_once() {
 #[actix_rt::test]
 async fn events_partitioned_without_a_unique_id_are_refused() {
     let db = Db::empty().await;
-    db.execute("CREATE TABLE activity_logs (id uuid NOT NULL, org_id uuid NOT NULL, event_type varchar(100) NOT NULL,
-        created_at timestamp NOT NULL, PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at)").await;
+    db.execute(
+        "CREATE TABLE activity_logs (id uuid NOT NULL, org_id uuid NOT NULL, event_type
+    varchar(100) NOT NULL,
+        created_at timestamp NOT NULL, PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at)",
+    )
+    .await;
     let refused = migrate_with(&db, Options::default()).await.unwrap_err().to_string();
     assert!(refused.contains("partitioned without a unique id"), "{refused}");
 }

@@ -84,6 +84,12 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 
+/// `options` for a role to which policies apply that let every row through: with `row_security = off` PostgreSQL
+/// refuses even those.
+pub fn seeing_policies(options: ConnectOptions) -> ConnectOptions {
+    options.options([("row_security", "on")])
+}
+
 /// `options` for the statements that claim and record: planned once, and always by the indexes that were made
 /// for them. The arrays that they are given say nothing to the planner, and a table that has grown since its
 /// last ANALYZE must not turn a claim into a scan.

@@ -66,13 +66,13 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Something about the database must be changed by a person. Nothing has been done.
-    #[error("nothing was changed, because:{}", .0.iter().map(|fault| format!("\n  - {fault}")).collect::<String>())]
+    #[error("nothing was changed, because:\n  - {}", .0.join("\n  - "))]
     Faults(Vec<String>),
     /// `webhook_deliveries` holds rows and nobody said who creates them from now on. Nothing has been done.
     #[error(
-        "nothing was changed, because webhook_deliveries already holds rows. If the application inserts its own \
-         deliveries, the trigger would collide with them: then use --without-fan-out. If it does not, or inserts with \
-         ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
+        "nothing was changed, because webhook_deliveries already holds rows. If the application inserts its \
+         own deliveries, the trigger would collide with them: then use --without-fan-out. If it does not, or \
+         inserts with ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
     )]
     FanOutUndecided,
     /// Another migrator did not finish.

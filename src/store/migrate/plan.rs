@@ -328,7 +328,8 @@ async fn policies(
         let me: String = sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
         plan.lock(fan_out_policy(table, &me));
         plan.notices.push(format!(
-            "row-level security of {table} is forced on {me}: a policy lets the trigger, and nothing else, through"
+            "row-level security of {table} is forced on {me}: a policy lets the trigger through, and \
+             nothing else"
         ));
     }
     Ok(())
