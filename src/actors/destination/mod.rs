@@ -1,8 +1,8 @@
 //! The [`DestinationActor`]: everything about one destination, and nothing about any other.
 //!
 //! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs
-//! [`DestinationActor::pump`]: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
-//! at it. Requests run in tasks of their own and report back with [`Finished`], so a slow one never keeps the
+//! `pump`: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
+//! at it. Requests run in tasks of their own and report back with `Finished`, so a slow one never keeps the
 //! actor from its mailbox.
 
 mod limiter;
@@ -33,6 +33,8 @@ use crate::store::deliveries::Ordered;
 
 /// Deliveries that one destination holds ready at most: about a second's work of a fast one.
 const MAX_READY: f64 = 1_000.0;
+/// The same for an ordered destination, which gives all of it back when one fails.
+const MAX_ORDERED_READY: f64 = 200.0;
 /// A due time computed here and one computed by the database differ by the way between them.
 const DUE_SLACK: Duration = Duration::from_millis(5);
 /// After trouble of our own (no descriptors left, a task that panicked) the destination rests for this long.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::ready::{Batch, Next};
-use super::{DestinationActor, Finished, InFlight, MAX_READY};
+use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
 use crate::actors::db::{Claim, Leased, Record, give_back};
 use crate::actors::limit::Held;
 use crate::clock;
@@ -158,7 +158,8 @@ impl DestinationActor {
         let allowed = f64::from(self.health.allowed(self.most_in_flight()));
         let rounds = (2.0 * allowed * batch).max(self.pace.per_second);
         let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
-        let target = rounds.min(by_rate).min(MAX_READY).max(batch);
+        let most = if self.destination.settings.ordered { MAX_ORDERED_READY } else { MAX_READY };
+        let target = rounds.min(by_rate).min(most).max(batch);
         let ready = self.ready.len() as f64;
         let filling = !self.destination.settings.batch_wait.is_zero() && ready < batch;
         if ready > target / 2.0 && !filling { 0 } else { (target - ready).max(1.0) as u32 }

@@ -165,18 +165,25 @@ free AS MATERIALIZED (
         WHERE d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)
           AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at))
 ),
-head AS MATERIALIZED (
-    SELECT a.max_bytes, p.*, bool_and(p.next_retry_at IS NULL OR p.next_retry_at <= c.now)
-        OVER (PARTITION BY p.destination_id ORDER BY p.created_at, p.id) AS due
-    FROM free a CROSS JOIN clock c CROSS JOIN LATERAL (
-        SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
-        FROM public.webhook_deliveries d
+queue AS MATERIALIZED (
+    SELECT a.max_bytes, p.* FROM free a CROSS JOIN LATERAL (
+        SELECT d.id, d.destination_id, d.created_at, d.next_retry_at FROM public.webhook_deliveries d
         WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
         ORDER BY d.created_at, d.id
         LIMIT a.want
-        -- never skips: a row that somebody is changing at this moment is waited for
-        FOR NO KEY UPDATE
     ) p
+),
+locked AS MATERIALIZED (
+    SELECT d.id, d.log_id, d.attempts, d.last_attempt_at FROM public.webhook_deliveries d
+    WHERE d.id = ANY (ARRAY(SELECT q.id FROM queue q)) AND d.status IN ('pending', 'failed')
+    -- a row that somebody is changing at this moment is not waited for, and ends the queue for now
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+head AS MATERIALIZED (
+    SELECT q.*, l.log_id, l.attempts, l.last_attempt_at,
+        bool_and(l.id IS NOT NULL AND (q.next_retry_at IS NULL OR q.next_retry_at <= c.now))
+            OVER (PARTITION BY q.destination_id ORDER BY q.created_at, q.id) AS due
+    FROM queue q CROSS JOIN clock c LEFT JOIN locked l ON l.id = q.id
 ),
 picked AS MATERIALIZED (SELECT * FROM head WHERE due),
 {TAKE}
