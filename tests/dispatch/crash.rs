@@ -154,10 +154,13 @@ async fn a_claim_that_outlives_its_killed_process_does_not_delay_the_next_one() 
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND application_name = 'posthaste' AND wait_event_type = 'Lock'";
     eventually("a claim waits", async || db.number(waiting).await > 0).await;
+    let claiming = db.number(&waiting.replace("count(*)", "min(pid)")).await;
     posthaste.kill_9();
     receiver.reply(Reply::Status(200));
 
     let posthaste = Posthaste::serve(&db.url).await;
+    // Only now does PostgreSQL notice that there is nobody to claim for.
+    db.execute(&format!("SELECT pg_terminate_backend({claiming})")).await;
     transaction.rollback().await.unwrap();
     eventually_within(RESUMES_WITHIN, "what was in flight is sent again", async || {
         let accepted = receiver.accepted();
