@@ -15,7 +15,7 @@ async fn a_shutdown_under_load_records_everything_and_leaves_the_rest_to_the_nex
     let db = Db::new().await;
     let receiver = Receiver::with(Reply::Slow(Duration::from_millis(50)));
     let org = db.org().await;
-    db.destination(org, receiver.url("/")).insert().await;
+    db.destination(org, receiver.url("/")).setting("max_in_flight", 16).insert().await;
     db.destination(org, receiver.url("/batch")).batch_size(10).insert().await;
     let events = db.events(org, 1_000).await;
     let mut posthaste = Posthaste::serve(&db.url).await;
