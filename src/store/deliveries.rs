@@ -218,7 +218,9 @@ taken AS (
     RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
-            (SELECT min(h.started_at) FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
+            -- since it was queued: a replay, which sets created_at, begins anew
+            (SELECT min(h.started_at) FROM public.posthaste_attempts h
+             WHERE h.delivery_id = d.id AND h.started_at >= d.created_at) END,
         s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,
         s.event_category,
         CASE WHEN octet_length(s.content) <= $7 THEN s.content END,
@@ -431,7 +433,7 @@ written AS (
         -- only while the lease is ours: nobody else has claimed or recorded since
         ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
             AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
-    RETURNING d.id, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message,
+    RETURNING d.id, d.created_at, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message,
         o.attempt, o.duration_ms
 ),
 history AS (
@@ -443,7 +445,8 @@ history AS (
     FROM written w
     WHERE w.attempt IS NOT NULL
       -- bounded: the first ones tell how it began, the row itself tells how it is
-      AND (SELECT count(*) FROM public.posthaste_attempts h WHERE h.delivery_id = w.id) < 50
+      AND (SELECT count(*) FROM public.posthaste_attempts h
+           WHERE h.delivery_id = w.id AND h.started_at >= w.created_at) < 50
 )
 SELECT count(*) FROM written";
 

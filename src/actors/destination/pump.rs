@@ -88,7 +88,8 @@ impl DestinationActor {
         let started_at = self.clock.now();
         let deliveries: Vec<Delivery> = batch.deliveries().cloned().collect();
         let sender = self.sender.clone();
-        let as_batch = self.batch_size() > 1;
+        // A batch that was made before batch_size became 1 is still one.
+        let as_batch = self.batch_size() > 1 || deliveries.len() > 1;
         let report =
             Report { to: ctx.address(), finished: Some(Finished { request, attempt: panicked(started_at) }) };
         let task = actix_rt::spawn(async move {
@@ -126,7 +127,12 @@ impl DestinationActor {
             max_bytes: 0,
             ordered: is_ordered.then_some(self.ordered),
         };
-        self.links.db.do_send(Claim { org: self.destination.org, ask, reply: ctx.address().recipient() });
+        self.links.db.do_send(Claim {
+            org: self.destination.org,
+            ask,
+            after_results: is_ordered || std::mem::take(&mut self.behind),
+            reply: ctx.address().recipient(),
+        });
     }
 
     /// How many deliveries to claim now: enough for about a second at the present pace, at least two rounds
@@ -164,6 +170,7 @@ impl DestinationActor {
             // They lie before the point that the last claim reached.
             self.reached = None;
             self.hungry = true;
+            self.behind = true;
             self.record(leased.iter().map(|leased| give_back(&leased.delivery)).collect());
         }
     }
