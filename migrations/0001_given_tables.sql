@@ -1,8 +1,9 @@
--- The tables that an application usually owns already. On an empty database they are created as written here; on an
--- application's database only what is missing is added (src/store/migrate says how).
+-- The tables that an application usually owns already. On an empty database they are created as written here;
+-- on an application's database only what is missing is added (src/store/migrate says how).
 --
 -- Form, on which the migrator relies: one column a line, constraints and indexes apart from their table, and
--- everything spelled the way PostgreSQL prints it, because that is how it is compared with what is there.
+-- everything spelled the way PostgreSQL prints it, because that is how it is compared with what is there. The
+-- exception is IN: what PostgreSQL prints for it over varchar is something else when it is read again.
 
 CREATE TABLE public.organizations (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -73,7 +74,7 @@ ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_pkey
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_org_id_name_key UNIQUE (org_id, name);
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations(id) ON DELETE CASCADE;
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_created_by_fkey FOREIGN KEY (created_by) REFERENCES employees(id) ON DELETE SET NULL;
-ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_auth_type_check CHECK (((auth_type)::text = ANY ((ARRAY['none'::character varying, 'bearer'::character varying, 'header'::character varying, 'basic'::character varying, 'oauth2'::character varying])::text[])));
+ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_auth_type_check CHECK ((auth_type IN ('none', 'bearer', 'header', 'basic', 'oauth2')));
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_batch_size_check CHECK (((batch_size >= 1) AND (batch_size <= 100)));
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_timeout_ms_check CHECK (((timeout_ms >= 1000) AND (timeout_ms <= 30000)));
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_retry_max_check CHECK (((retry_max >= 0) AND (retry_max <= 10)));
@@ -100,7 +101,7 @@ ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_pkey PRI
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_log_id_key UNIQUE (destination_id, log_id);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_log_id_fkey FOREIGN KEY (log_id) REFERENCES activity_logs(id) ON DELETE CASCADE;
-ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_status_check CHECK (((status)::text = ANY ((ARRAY['pending'::character varying, 'delivered'::character varying, 'failed'::character varying, 'dead'::character varying])::text[])));
-CREATE INDEX idx_webhook_deliveries_pending ON public.webhook_deliveries USING btree (status, next_retry_at) WHERE ((status)::text = ANY ((ARRAY['pending'::character varying, 'failed'::character varying])::text[]));
+ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_status_check CHECK ((status IN ('pending', 'delivered', 'failed', 'dead')));
+CREATE INDEX idx_webhook_deliveries_pending ON public.webhook_deliveries USING btree (status, next_retry_at) WHERE (status IN ('pending', 'failed'));
 CREATE INDEX idx_webhook_deliveries_destination ON public.webhook_deliveries USING btree (destination_id);
 CREATE INDEX idx_webhook_deliveries_log ON public.webhook_deliveries USING btree (log_id);

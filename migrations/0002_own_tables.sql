@@ -16,7 +16,8 @@ CREATE TABLE public.posthaste_options (
 ALTER TABLE public.posthaste_options ADD CONSTRAINT posthaste_options_pkey PRIMARY KEY (name);
 ALTER TABLE public.posthaste_options ADD CONSTRAINT posthaste_options_name_check CHECK ((name = ANY (ARRAY['fan_out'::text, 'notify'::text])));
 
--- At most one row per destination; a missing row means these defaults. Written by people, by SQL or by the API.
+-- At most one row per destination; a missing row means these defaults. Written by people, by SQL or by the
+-- API.
 CREATE TABLE public.posthaste_destination_settings (
     destination_id uuid NOT NULL,
     payload_format text DEFAULT 'standard'::text NOT NULL,
@@ -57,8 +58,8 @@ ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_desti
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_tls_client_key_check CHECK (tls_client_key <> '' AND octet_length(tls_client_key) <= 65536);
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_tls_ca_check CHECK (tls_ca LIKE '%-----BEGIN CERTIFICATE-----%' AND octet_length(tls_ca) <= 1048576);
 
--- Written by the dispatcher on transitions, read at its start. No foreign key: recording a transition must not fail
--- because the destination has just been deleted; a trigger removes the row.
+-- Written by the dispatcher on transitions, read at its start. No foreign key: recording a transition must
+-- not fail because the destination has just been deleted; a trigger removes the row.
 CREATE TABLE public.posthaste_destination_state (
     destination_id uuid NOT NULL,
     paused_until timestamp without time zone,
@@ -78,7 +79,8 @@ ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destinat
 ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destination_state_disabled_at_check CHECK (isfinite(disabled_at));
 ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destination_state_disabled_reason_check CHECK (disabled_reason <> '');
 
--- Failed attempts. Looked up by delivery only, so that one index serves the lookup, the order and the cascade.
+-- Failed attempts. Looked up by delivery only, so that one index serves the lookup, the order and the
+-- cascade.
 CREATE TABLE public.posthaste_attempts (
     delivery_id uuid NOT NULL,
     attempt integer NOT NULL,
@@ -96,6 +98,7 @@ ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_duration
 ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_response_status_check CHECK (response_status >= 100 AND response_status <= 999);
 CREATE INDEX posthaste_attempts_delivery ON public.posthaste_attempts USING btree (delivery_id, started_at);
 
--- A destination's due deliveries, whatever its history and everybody else's backlog; and the same in insertion order.
-CREATE INDEX posthaste_deliveries_due ON public.webhook_deliveries USING btree (destination_id, next_retry_at) WHERE ((status)::text = ANY ((ARRAY['pending'::character varying, 'failed'::character varying])::text[]));
-CREATE INDEX posthaste_deliveries_order ON public.webhook_deliveries USING btree (destination_id, created_at, id) WHERE ((status)::text = ANY ((ARRAY['pending'::character varying, 'failed'::character varying])::text[]));
+-- A destination's due deliveries, whatever its history and everybody else's backlog; and the same in
+-- insertion order.
+CREATE INDEX posthaste_deliveries_due ON public.webhook_deliveries USING btree (destination_id, next_retry_at) WHERE (status IN ('pending', 'failed'));
+CREATE INDEX posthaste_deliveries_order ON public.webhook_deliveries USING btree (destination_id, created_at, id) WHERE (status IN ('pending', 'failed'));

@@ -1,10 +1,10 @@
 -- From event to delivery, in the producer's own transaction.
 --
--- Every function runs with its owner's rights and pinned settings: a producer needs no rights beyond its INSERT, and
--- nothing that a session sets changes what happens.
+-- Every trigger runs with its owner's rights and pinned settings: a producer needs no rights beyond its
+-- INSERT, and nothing that a session sets changes what happens.
 
--- Whether a path yields exactly one boolean or null whatever it looks at, an empty object included: only predicates
--- do that, and constants, which are of no use.
+-- Whether a path yields exactly one boolean or null whatever it looks at, an empty object included: only
+-- predicates do that, and constants, which are of no use.
 CREATE OR REPLACE FUNCTION public.posthaste_is_predicate(path jsonpath) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
@@ -73,8 +73,9 @@ BEGIN
 END
 $$;
 
--- What the enabled destinations of some organizations want. Patterns are LIKE patterns: NULL lets every type through,
--- as does a NULL in the other two. A filter that is bad all the same (it is older than these triggers) wants nothing.
+-- What the enabled destinations of some organizations want. Patterns are LIKE patterns: NULL lets every type
+-- through, as does a NULL in the other two. A filter that is bad all the same (it is older than these
+-- triggers) wants nothing.
 CREATE OR REPLACE FUNCTION public.posthaste_subscriptions(orgs uuid[])
 RETURNS TABLE (id uuid, org_id uuid, patterns text[], contained jsonb, path text)
 LANGUAGE sql STABLE
@@ -98,8 +99,8 @@ AS $$
         END
 $$;
 
--- Whether a predicate holds for an event as it is on the wire in `data`. A predicate that cannot be evaluated does
--- not hold: the receiver's filter must never fail the producer's INSERT.
+-- Whether a predicate holds for an event as it is on the wire in `data`. A predicate that cannot be evaluated
+-- does not hold: the receiver's filter must never fail the producer's INSERT.
 CREATE OR REPLACE FUNCTION public.posthaste_holds(path text, event record) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -129,6 +130,8 @@ EXCEPTION
 END
 $$;
 
+-- The planner's settings: one plan must do for one event and for ten thousand, so it is made of hash joins,
+-- made once a session, and never compiled.
 CREATE OR REPLACE FUNCTION public.posthaste_fan_out() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -136,7 +139,7 @@ SET "TimeZone" = 'UTC'
 SET row_security = on
 SET enable_nestloop = off
 SET plan_cache_mode = force_generic_plan
-SET posthaste.fan_out = 'on'
+SET jit = off
 AS $$
 DECLARE
     orgs uuid[] := ARRAY(SELECT DISTINCT n.org_id FROM posthaste_new n);
@@ -148,9 +151,14 @@ DECLARE
     base timestamp;
     woken uuid[];
 BEGIN
+    -- For the policies that forced row-level security needs. Not a SET above, which only a superuser may
+    -- write there.
+    PERFORM set_config('posthaste.fan_out', 'on', true);
+
     SELECT count(*), bool_or(d.event_filter ? '$jsonpath') INTO destinations, paths
     FROM public.webhook_destinations d WHERE d.enabled AND d.org_id = ANY (orgs);
     IF destinations = 0 THEN
+        PERFORM set_config('posthaste.fan_out', 'off', true);
         RETURN NULL;
     END IF;
 
@@ -167,8 +175,8 @@ BEGIN
             AND public.posthaste_holds(s.path, e.event);
     END IF;
 
-    -- The order within the statement is kept in microseconds that end now. Writing n rows took longer than n of
-    -- them, so they also lie after everything that an earlier statement queued, and never in the future.
+    -- The order within the statement is kept in microseconds that end now. Writing n rows took longer than n
+    -- of them, so they also lie after everything that an earlier statement queued, and never in the future.
     due := timezone('UTC', clock_timestamp());
     base := due - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
 
@@ -185,8 +193,8 @@ BEGIN
             AND (s.path IS NULL
                  OR (e.ordinal, s.id) IN (SELECT * FROM unnest(held_ordinals, held_destinations)))
     ), locked AS MATERIALIZED (
-        -- The lock that the foreign key takes anyway, but taken here a destination that is being deleted drops out
-        -- instead of failing the producer.
+        -- The lock that the foreign key takes anyway, but taken here a destination that is being deleted
+        -- drops out instead of failing the producer.
         SELECT d.id FROM public.webhook_destinations d
         WHERE d.id = ANY (ARRAY(SELECT DISTINCT m.destination_id FROM matched m)) AND d.enabled
         ORDER BY d.id
@@ -206,6 +214,7 @@ BEGIN
         PERFORM pg_notify('posthaste_wake',
             CASE WHEN cardinality(woken) <= 100 THEN array_to_string(woken, ',') ELSE '*' END);
     END IF;
+    PERFORM set_config('posthaste.fan_out', 'off', true);
     RETURN NULL;
 END
 $$;
@@ -227,7 +236,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM pg_notify('posthaste_config', id)
-    FROM (SELECT CASE WHEN count(*) OVER () <= 100 THEN c.id::text ELSE '*' END AS id FROM posthaste_changed c) t
+    FROM (SELECT CASE WHEN count(*) OVER () <= 100 THEN c.id::text ELSE '*' END AS id
+          FROM posthaste_changed c) t
     GROUP BY id;
     RETURN NULL;
 END

@@ -37,7 +37,7 @@ use self::supervisor::Supervisor;
 use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
 use crate::policy::egress::Rules;
-use crate::store::{self, Pool, StoreError};
+use crate::store::{self, ConnectOptions, Pool, StoreError};
 
 /// Connections besides the two of the [`DbActor`]: listening, polls, loading.
 const POOL_CONNECTIONS: u32 = 4;
@@ -85,12 +85,12 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Starts the actors, within an actix `System`. The tables must exist; the database may be away for now.
+    /// Starts the actors, within an actix `System`, on the database of `options`. The tables must exist; the
+    /// database may be away for now.
     ///
     /// # Errors
-    /// When the configuration cannot work: its URL, its certificates.
-    pub fn start(config: Config) -> Result<Dispatcher, StartError> {
-        let options = store::options(&config.database_url)?;
+    /// When the configuration cannot work: its certificates.
+    pub fn start(config: Config, options: ConnectOptions) -> Result<Dispatcher, StartError> {
         let rules = Rules { allow: config.allow_networks.clone(), https_only: config.https_only };
         let network = Arc::new(Network::new(rules, config.ca_file.as_deref())?);
         let bytes = Limit::new(config.max_bytes_in_flight);

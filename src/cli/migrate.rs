@@ -25,8 +25,7 @@ pub struct Args {
     /// Send notifications from the triggers: the default
     #[arg(long, conflicts_with = "without_notify")]
     pub with_notify: bool,
-    /// Send no notifications, for producers that use two-phase commit; the dispatcher then finds events by
-    /// polling
+    /// Send no notifications, for producers that use two-phase commit: the dispatcher then polls
     #[arg(long)]
     pub without_notify: bool,
 }

@@ -10,8 +10,9 @@ use crate::admin::{self, State};
 use crate::config::{Config, ConfigFaults, DataDirArgs, DatabaseArgs, DispatchArgs, is_true};
 use crate::embedded::{Durability, Embedded, EmbeddedError, default_data_dir};
 use crate::model::Secret;
+use crate::store::doctor::{self, RowSecurity};
 use crate::store::migrate::{self, MigrateError};
-use crate::store::{self, StoreError};
+use crate::store::{self, ConnectOptions, StoreError};
 
 /// Database that the private server keeps the tables in.
 const EMBEDDED_DATABASE: &str = "posthaste";
@@ -53,6 +54,11 @@ enum ServeError {
     Signals(std::io::Error),
     #[error("the database is not prepared, missing: {}; run posthaste migrate", .0.join(", "))]
     NotMigrated(Vec<&'static str>),
+    #[error(
+        "row-level security would hide rows from this role. An owner of the tables must run:\n  {}",
+        .0.join("\n  ")
+    )]
+    RowsHidden(Vec<String>),
 }
 
 /// Runs the command.
@@ -132,8 +138,7 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
             return Ok(());
         }
     };
-    prepared?;
-    let dispatcher = Dispatcher::start(config)?;
+    let dispatcher = Dispatcher::start(config, prepared?)?;
     state.set(Ok(dispatcher.clone()));
     let name = signals.next().await;
     log::info!("{name}: finishing what is in flight; a second signal ends at once");
@@ -149,22 +154,29 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Waits for the database, and makes sure that its tables are there.
-async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<(), ServeError> {
+/// Waits for the database, and makes sure that its tables are there and all rows can be seen. Returns how to connect.
+async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<ConnectOptions, ServeError> {
     let options = store::options(&config.database_url).map_err(StartError::from)?;
     if embedded {
         migrate::migrate(&options, migrate::Options::default()).await?;
-        return Ok(());
+        return Ok(options);
     }
     let mut said = String::new();
     loop {
-        let missing = async {
-            let mut connection = store::connect(&options).await?;
-            store::in_time(migrate::pending(&mut connection)).await
+        let examined = async {
+            let mut connection = store::connect(&store::seeing_policies(options.clone())).await?;
+            let missing = store::in_time(migrate::pending(&mut connection)).await?;
+            let visible = match missing.is_empty() {
+                true => store::in_time(doctor::row_security(&mut connection)).await?,
+                false => RowSecurity::Inactive,
+            };
+            Ok::<_, StoreError>((missing, visible))
         };
-        let error = match missing.await {
-            Ok(missing) if missing.is_empty() => return Ok(()),
-            Ok(missing) => return Err(ServeError::NotMigrated(missing)),
+        let error = match examined.await {
+            Ok((missing, _)) if !missing.is_empty() => return Err(ServeError::NotMigrated(missing)),
+            Ok((_, RowSecurity::Hiding(remedies))) => return Err(ServeError::RowsHidden(remedies)),
+            Ok((_, RowSecurity::Open)) => return Ok(store::seeing_policies(options)),
+            Ok((_, RowSecurity::Inactive)) => return Ok(options),
             Err(error) => error.to_string(),
         };
         if error != said {

@@ -128,7 +128,7 @@ const NEEDED: [(&str, &str); 20] = [
 const RIGHTS: &str = "SELECT n.relation, n.privilege, quote_ident(current_user)
     FROM unnest($1::text[], $2::text[]) AS n (relation, privilege)
     WHERE NOT CASE WHEN n.privilege LIKE 'UPDATE (%'
-        THEN has_column_privilege('public.' || n.relation, rtrim(split_part(n.privilege, '(', 2), ')'), 'UPDATE')
+        THEN has_column_privilege('public.' || n.relation, substring(n.privilege FROM '[(](.*)[)]'), 'UPDATE')
         ELSE has_table_privilege('public.' || n.relation, n.privilege) END";
 
 async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
@@ -266,7 +266,8 @@ const FILTERS: &str = "SELECT format('event_filter of destination \"%s\" (%s) is
 const BROKEN: &str = "SELECT format('destination \"%s\" (%s): %s', d.name, d.id, f.fault)
     FROM public.webhook_destinations d, LATERAL (VALUES
         (d.url !~* '^https?://[^/@]+([/?#]|$)', 'its url is not an http or https URL without userinfo'),
-        (d.auth_type = 'bearer' AND coalesce(d.auth_config ->> 'token', '') = '', 'bearer needs auth_config.token'),
+        (d.auth_type = 'bearer' AND coalesce(d.auth_config ->> 'token', '') = '',
+            'bearer needs auth_config.token'),
         (d.auth_type = 'header' AND coalesce(d.auth_config ->> 'header_name', '') = '',
             'header needs auth_config.header_name'),
         (d.auth_type = 'basic' AND d.auth_config ->> 'username' IS NULL, 'basic needs auth_config.username'),
@@ -276,13 +277,16 @@ const BROKEN: &str = "SELECT format('destination \"%s\" (%s): %s', d.name, d.id,
     WHERE d.enabled AND f.holds ORDER BY d.id LIMIT 100";
 
 const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.name, d.id, f.fault)
-    FROM public.webhook_destinations d JOIN public.posthaste_destination_settings s ON s.destination_id = d.id,
+    FROM public.webhook_destinations d
+    JOIN public.posthaste_destination_settings s ON s.destination_id = d.id,
     LATERAL (VALUES
         (s.batch_wait_ms > 0 AND d.batch_size = 1, 'batch_wait_ms has no effect with batch_size 1'),
-        (s.ordered AND s.max_in_flight > 1, 'max_in_flight has no effect: ordered destinations send one at a time'),
+        (s.ordered AND s.max_in_flight > 1,
+            'max_in_flight has no effect: ordered destinations send one at a time'),
         (s.rate_limit_burst IS NOT NULL AND s.rate_limit_per_second IS NULL,
             'rate_limit_burst has no effect without rate_limit_per_second'),
-        (s.signature_scheme = 'hex' AND d.signing_secret IS NULL, 'signature_scheme hex needs a signing_secret'),
+        (s.signature_scheme = 'hex' AND d.signing_secret IS NULL,
+            'signature_scheme hex needs a signing_secret'),
         (s.signature_scheme = 'standard' AND s.signature_header IS NOT NULL,
             'signature_header has no effect with signature_scheme standard'),
         (s.previous_signing_secret IS NOT NULL AND s.previous_secret_expires_at IS NULL,
@@ -310,7 +314,8 @@ const ZONES: &str = "WITH zone (what, name) AS (
         WHERE lower(c) LIKE 'timezone=%' AND s.setdatabase IN (0, (SELECT oid FROM pg_database
             WHERE datname = current_database())))
     SELECT what, name FROM zone
-    WHERE lower(name) NOT IN ('utc', 'etc/utc', 'gmt', 'etc/gmt', 'uct', 'etc/uct', 'zulu', 'etc/zulu', 'universal',
+    WHERE lower(name) NOT IN ('utc', 'etc/utc', 'gmt', 'etc/gmt', 'uct', 'etc/uct', 'zulu', 'etc/zulu',
+        'universal',
         'etc/universal', 'greenwich', 'etc/greenwich', '0')";
 
 const FUTURE: &str = "SELECT count(*) FROM (SELECT FROM public.activity_logs

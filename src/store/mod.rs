@@ -70,15 +70,24 @@ impl StoreError {
 /// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a
 /// password.
 pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
-    let options = PgConnectOptions::from_str(url.reveal()).map_err(|error| {
-        StoreError::Url(format!("{error}; it should look like postgres://user@host:5432/database"))
-    })?;
+    const FORM: &str = "it should look like postgres://user@host:5432/database";
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
+        return Err(StoreError::Url(FORM.into()));
+    }
+    let options = PgConnectOptions::from_str(url.reveal())
+        .map_err(|error| StoreError::Url(format!("{error}; {FORM}")))?;
     Ok(options
         .application_name("posthaste")
         .extra_float_digits(None)
         .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "5s")])
         .log_statements(log::LevelFilter::Trace)
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
+}
+
+/// `options` for a role to which policies apply that let every row through: with `row_security = off` PostgreSQL
+/// refuses even those.
+pub fn seeing_policies(options: ConnectOptions) -> ConnectOptions {
+    options.options([("row_security", "on")])
 }
 
 /// `options` for the statements that claim and record: planned once, and always by the indexes that were made

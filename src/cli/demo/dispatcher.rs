@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use crate::actors;
 use crate::config::{Config, DispatchArgs};
 use crate::model::Secret;
+use crate::store;
 
 /// The running dispatcher.
 pub struct Dispatcher {
@@ -56,7 +57,8 @@ async fn run_dispatcher(
     ready: oneshot::Sender<()>,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), String> {
-    let dispatcher = actors::Dispatcher::start(config).map_err(|error| error.to_string())?;
+    let options = store::options(&config.database_url).map_err(|error| error.to_string())?;
+    let dispatcher = actors::Dispatcher::start(config, options).map_err(|error| error.to_string())?;
     // Whoever started it may have given up by now; then `stop` says so as well.
     ready.send(()).ok();
     stop.await.ok();

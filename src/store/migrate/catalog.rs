@@ -119,8 +119,8 @@ const CONSTRAINTS: &str =
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_class r ON r.oid = k.confrelid
     WHERE c.relnamespace = 'public'::regnamespace AND k.contype IN ('p', 'u', 'f', 'c')";
 
-const INDEXES: &str =
-    "SELECT c.relname::text, i.relname::text, split_part(pg_get_indexdef(i.oid), ' ON public.', 2),
+const INDEXES: &str = "SELECT c.relname::text, i.relname::text,
+        regexp_replace(pg_get_indexdef(i.oid), '^.*? ON (ONLY )?public[.]', ''),
         x.indisvalid AND x.indisready, x.indisunique AND x.indimmediate AND x.indpred IS NULL
             AND x.indexprs IS NULL AND x.indisvalid
     FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid

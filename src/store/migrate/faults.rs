@@ -51,8 +51,8 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
         for (column, _) in deliveries.columns.iter().filter(|(_, c)| c.must_be_named) {
             if !WRITTEN.contains(&column.as_str()) {
                 faults.push(format!(
-                    "webhook_deliveries.{column} must have a value and has no default, so that the trigger could \
-                     create no delivery: give it a default, or use --without-fan-out"
+                    "webhook_deliveries.{column} must have a value and has no default, so that the trigger \
+                     could create no delivery: give it a default, or use --without-fan-out"
                 ));
             }
         }

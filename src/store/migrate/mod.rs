@@ -1,9 +1,9 @@
 //! The migrator: creates the tables on an empty database, and adopts those of an application.
 //!
 //! ```text
-//! migrations/*.sql ──▶ script: what should be there ─┐
-//!                                                    ├─▶ faults: why not ─▶ plan: statements ─▶ run, or print
-//! the database ──────▶ catalog: what is there ───────┘
+//! migrations/*.sql ─▶ script: what should be there ─┐
+//!                                                   ├─▶ faults: why not ─▶ plan: statements ─▶ run or print
+//! the database ─────▶ catalog: what is there ───────┘
 //! ```
 //!
 //! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second
@@ -66,13 +66,13 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     /// Something about the database must be changed by a person. Nothing has been done.
-    #[error("nothing was changed, because:{}", .0.iter().map(|fault| format!("\n  - {fault}")).collect::<String>())]
+    #[error("nothing was changed, because:\n  - {}", .0.join("\n  - "))]
     Faults(Vec<String>),
     /// `webhook_deliveries` holds rows and nobody said who creates them from now on. Nothing has been done.
     #[error(
-        "nothing was changed, because webhook_deliveries already holds rows. If the application inserts its own \
-         deliveries, the trigger would collide with them: then use --without-fan-out. If it does not, or inserts with \
-         ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
+        "nothing was changed, because webhook_deliveries already holds rows. If the application inserts its \
+         own deliveries, the trigger would collide with them: then use --without-fan-out. If it does not, or \
+         inserts with ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
     )]
     FanOutUndecided,
     /// Another migrator did not finish.
@@ -189,7 +189,8 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let plan = plan::make(conn, &catalog, &statements, choices).await?;
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
-    // Row-level security is another matter here: the policies that the plan has are those for the session's role.
+    // Row-level security is another matter here: the policies that the plan has are those for the session's
+    // role.
     Ok(Drift {
         statements: statements.filter(|s| !of_the_trigger(s)).collect(),
         switched_off: plan.switched_off,

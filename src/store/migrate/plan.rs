@@ -62,6 +62,8 @@ pub async fn make(
     choices: Choices,
 ) -> Result<Plan, sqlx::Error> {
     let mut plan = Plan::default();
+    // Before the trigger: no event may meet it without them.
+    policies(conn, catalog, &mut plan, choices).await?;
     // The tables that this plan makes: their constraints and indexes go into the step of the table.
     let mut fresh: Vec<(&str, usize)> = Vec::new();
     for statement in statements {
@@ -101,7 +103,6 @@ pub async fn make(
             }
         }
     }
-    policies(conn, catalog, &mut plan, choices).await?;
     bookkeeping(catalog, &mut plan, choices);
     Ok(plan)
 }
@@ -327,7 +328,8 @@ async fn policies(
         let me: String = sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
         plan.lock(fan_out_policy(table, &me));
         plan.notices.push(format!(
-            "row-level security of {table} is forced on {me}: a policy lets the trigger, and nothing else, through"
+            "row-level security of {table} is forced on {me}: a policy lets the trigger through, and \
+             nothing else"
         ));
     }
     Ok(())
