@@ -55,7 +55,8 @@ async fn the_attempts_of_a_delivery_are_numbered_and_wait_for_their_backoff() {
     db.events(org, 1).await;
     db.settled().await;
     let received = receiver.received();
-    let numbers: Vec<_> = received.iter().map(|request| request.header("posthaste-attempt").unwrap()).collect();
+    let numbers: Vec<_> =
+        received.iter().map(|request| request.header("posthaste-attempt").unwrap()).collect();
     assert_eq!(numbers, ["1", "2", "3"]);
     let pauses: Vec<u128> = received.windows(2).map(|two| (two[1].at - two[0].at).as_millis()).collect();
     // 500 ms and 1000 ms, and 20 % of jitter.
@@ -108,7 +109,10 @@ async fn a_410_ends_that_delivery_and_disables_the_destination_with_its_queue() 
     let enabled = format!("SELECT enabled FROM webhook_destinations WHERE id = '{gone}'");
     assert_eq!(db.text(&enabled).await.unwrap(), "false");
     eventually("the others have everything", async || healthy.accepted().len() == 8).await;
-    assert_eq!(deliveries_of(&db, gone, "status = 'dead' AND attempts = 1 AND response_status = 410").await, 1);
+    assert_eq!(
+        deliveries_of(&db, gone, "status = 'dead' AND attempts = 1 AND response_status = 410").await,
+        1
+    );
     assert_eq!(deliveries_of(&db, gone, "status = 'pending' AND attempts = 0").await, 7);
     assert_eq!(receiver.count(), 1);
 

@@ -7,8 +7,11 @@ use crate::common::{Db, Posthaste, Receiver, check_invariants, eventually};
 /// Nothing of this may ever be logged, or be written into `error_message`.
 const SECRETS: [&str; 3] = ["hunter2", "s3cr3t", "dG9vIHNob3J0"];
 
-/// What is written wrong, and what the message must say about it.
-const FAULTS: &[(&[(&str, &str)], &[(&str, &str)], &str)] = &[
+/// Columns of a row and their values.
+type Row = &'static [(&'static str, &'static str)];
+
+/// What is written wrong (in the destination, in its settings), and what the message must say about it.
+const FAULTS: &[(Row, Row, &str)] = &[
     (&[("url", "not a url")], &[], "the URL cannot be used"),
     (&[("url", "")], &[], "the URL cannot be used"),
     (&[("url", "http://")], &[], "the URL cannot be used"),
@@ -26,15 +29,29 @@ const FAULTS: &[(&[(&str, &str)], &[(&str, &str)], &str)] = &[
     (&[("auth_type", "bearer")], &[], "needs the member \"token\""),
     (&[("auth_type", "bearer"), ("auth_config", "[\"s3cr3t\"]")], &[], "auth_config is not a JSON object"),
     (&[("auth_type", "bearer"), ("auth_config", "{\"token\": 5}")], &[], "needs the member \"token\""),
-    (&[("auth_type", "basic"), ("auth_config", "{\"username\": \"u\"}")], &[], "needs the member \"password\""),
-    (&[("auth_type", "header"), ("auth_config", "{\"header_name\": \"x-a\"}")], &[], "member \"header_value\""),
     (
-        &[("auth_type", "header"), ("auth_config", r#"{"header_name": "x-a\r\nx", "header_value": "s3cr3t"}"#)],
+        &[("auth_type", "basic"), ("auth_config", "{\"username\": \"u\"}")],
+        &[],
+        "needs the member \"password\"",
+    ),
+    (
+        &[("auth_type", "header"), ("auth_config", "{\"header_name\": \"x-a\"}")],
+        &[],
+        "member \"header_value\"",
+    ),
+    (
+        &[
+            ("auth_type", "header"),
+            ("auth_config", r#"{"header_name": "x-a\r\nx", "header_value": "s3cr3t"}"#),
+        ],
         &[],
         "not a valid header name",
     ),
     (
-        &[("auth_type", "header"), ("auth_config", r#"{"header_name": "x-a", "header_value": "s3cr3t\r\nx: y"}"#)],
+        &[
+            ("auth_type", "header"),
+            ("auth_config", r#"{"header_name": "x-a", "header_value": "s3cr3t\r\nx: y"}"#),
+        ],
         &[],
         "control character",
     ),
@@ -73,7 +90,8 @@ async fn each_fault_is_named_nobody_else_notices_and_correcting_it_delivers() {
     db.events(org, 2).await;
     eventually("the healthy one has its events", async || healthy.accepted().len() == 2).await;
     for (destination, message) in &broken {
-        let sql = format!("SELECT max(error_message) FROM webhook_deliveries WHERE destination_id = '{destination}'");
+        let sql = "SELECT max(error_message) FROM webhook_deliveries WHERE destination_id";
+        let sql = format!("{sql} = '{destination}'");
         let found = async || db.text(&sql).await;
         eventually("there is a message", async || found().await.is_some()).await;
         let found = found().await.unwrap();
@@ -87,7 +105,8 @@ async fn each_fault_is_named_nobody_else_notices_and_correcting_it_delivers() {
     db.execute("DELETE FROM posthaste_destination_settings").await;
     let ids: Vec<String> = broken.iter().map(|(destination, _)| format!("'{destination}'")).collect();
     db.execute(&format!(
-        "UPDATE webhook_destinations SET url = '{url}', auth_type = 'none', auth_config = '{{}}', signing_secret = NULL
+        "UPDATE webhook_destinations SET url = '{url}', auth_type = 'none', auth_config = '{{}}',
+            signing_secret = NULL
          WHERE id IN ({})",
         ids.join(", ")
     ))
@@ -104,7 +123,16 @@ async fn each_fault_is_named_nobody_else_notices_and_correcting_it_delivers() {
 async fn without_an_allow_list_this_machine_is_refused_under_every_name() {
     let (db, receiver) = (Db::new().await, Receiver::start());
     let (org, port) = (db.org().await, receiver.address().port());
-    let hosts = ["127.0.0.1", "127.1", "0177.0.0.1", "2130706433", "localhost", "a.localhost", "[::ffff:7f00:1]", "0.0.0.0"];
+    let hosts = [
+        "127.0.0.1",
+        "127.1",
+        "0177.0.0.1",
+        "2130706433",
+        "localhost",
+        "a.localhost",
+        "[::ffff:7f00:1]",
+        "0.0.0.0",
+    ];
     for host in hosts {
         db.destination(org, format!("http://{host}:{port}/")).retry(0, 100).insert().await;
     }

@@ -208,10 +208,11 @@ async fn an_event_of_6_mb_is_dead_before_any_attempt_while_its_neighbours_go_on(
     db.destination(org, batched.url("/")).batch_size(10).insert().await;
     db.events(org, 5).await;
     // One that compresses to nothing, one that does not, and one that is large in another column.
+    let noise = "SELECT string_agg(md5(n::text), '') FROM generate_series(1, 190000) n";
     let large = [
-        "jsonb_build_object('pad', repeat('x', 6000000)), NULL",
-        "jsonb_build_object('pad', (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 190000) n)), NULL",
-        "'{}', repeat('y', 6000000)",
+        "jsonb_build_object('pad', repeat('x', 6000000)), NULL".to_owned(),
+        format!("jsonb_build_object('pad', ({noise})), NULL"),
+        "'{}', repeat('y', 6000000)".to_owned(),
     ];
     for columns in large {
         let insert = "INSERT INTO activity_logs (org_id, event_type, event_category, payload, content)";

@@ -38,7 +38,10 @@ async fn after_five_failures_only_probes_are_sent_and_they_cost_nothing() {
     state_is_cleared(&db, destination).await;
     assert_eq!(db.deliveries("status = 'dead'").await, 0);
     // Five wait for a minute: they failed before the breaker tripped.
-    db.execute("UPDATE webhook_deliveries SET next_retry_at = timezone('UTC', now()) WHERE status = 'failed'").await;
+    db.execute(
+        "UPDATE webhook_deliveries SET next_retry_at = timezone('UTC', now()) WHERE status = 'failed'",
+    )
+    .await;
     db.execute("NOTIFY posthaste_wake").await;
     db.settled().await;
     assert_eq!(charged(&db, destination).await, 105);

@@ -41,8 +41,10 @@ async fn every_change_is_taken_over(db: &Db, program: &Posthaste) {
     let settings = "posthaste_destination_settings";
     let columns = "(destination_id, extra_headers)";
     let extra = |request: &Received| request.header("x-extra").map(str::to_owned);
-    db.execute(&format!("INSERT INTO {settings} {columns} VALUES ('{destination}', '{{\"x-extra\": \"one\"}}')"))
-        .await;
+    db.execute(&format!(
+        "INSERT INTO {settings} {columns} VALUES ('{destination}', '{{\"x-extra\": \"one\"}}')"
+    ))
+    .await;
     shows(db, org, &receiver, "settings appear", |r| extra(r).as_deref() == Some("one")).await;
     db.execute(&format!("UPDATE {settings} SET extra_headers = '{{\"x-extra\": \"two\"}}'")).await;
     shows(db, org, &receiver, "settings change", |r| extra(r).as_deref() == Some("two")).await;
@@ -54,8 +56,12 @@ async fn every_change_is_taken_over(db: &Db, program: &Posthaste) {
     let gone = format!("destination={destination} is not enabled any more");
     soon("it stops", async || program.log().contains(&gone)).await;
     let before = receiver.count();
-    db.execute(&format!("UPDATE webhook_deliveries SET status = 'pending', attempts = 0, delivered_at = NULL,
-        next_retry_at = timezone('UTC', now()) WHERE id = (SELECT id FROM webhook_deliveries LIMIT 1)")).await;
+    db.execute(
+        "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, delivered_at = NULL,
+            next_retry_at = timezone('UTC', now())
+         WHERE id = (SELECT id FROM webhook_deliveries LIMIT 1)",
+    )
+    .await;
     set(db, destination, "enabled = true").await;
     db.settled().await;
     assert_eq!(receiver.count(), before + 1);

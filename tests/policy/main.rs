@@ -40,7 +40,8 @@ fn status_of(path: &str) -> u16 {
 
 /// A column of the state of a destination; `None` when it is null or there is no state.
 async fn state(db: &Db, destination: Uuid, column: &str) -> Option<String> {
-    let of = format!("SELECT {column} FROM posthaste_destination_state WHERE destination_id = '{destination}'");
+    let of =
+        format!("SELECT {column} FROM posthaste_destination_state WHERE destination_id = '{destination}'");
     db.text(&of).await
 }
 
@@ -52,7 +53,8 @@ async fn state_is_set(db: &Db, destination: Uuid, column: &str) {
 
 /// Waits until nothing is remembered of a destination's troubles.
 async fn state_is_cleared(db: &Db, destination: Uuid) {
-    eventually("nothing is remembered", async || state(db, destination, "destination_id").await.is_none()).await;
+    eventually("nothing is remembered", async || state(db, destination, "destination_id").await.is_none())
+        .await;
 }
 
 async fn set(db: &Db, destination: Uuid, assignments: &str) {

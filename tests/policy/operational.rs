@@ -31,15 +31,18 @@ async fn a_subscriber_hears_of_dead_deliveries_tripped_breakers_and_disabled_des
     let receivers = [400, 500, 410].map(|status| Receiver::with(Reply::Status(status)));
     let mut destinations: Vec<Uuid> = Vec::new();
     for (receiver, retries) in receivers.iter().zip([0, 10, 10]) {
-        let destination = db.destination(org, receiver.url("/")).retry(retries, 100).event_types("{test.event}");
+        let destination =
+            db.destination(org, receiver.url("/")).retry(retries, 100).event_types("{test.event}");
         destinations.push(destination.setting("max_in_flight", 1).insert().await);
     }
     let _program = Posthaste::serve_with(&db.url, &[ON]).await;
     let events = db.events(org, 1).await;
     // Two deliveries die: one is refused without retries, the other's receiver is gone.
-    for (event_type, count) in
-        [("webhook.delivery.dead", 2), ("webhook.destination.tripped", 1), ("webhook.destination.disabled", 1)]
-    {
+    for (event_type, count) in [
+        ("webhook.delivery.dead", 2),
+        ("webhook.destination.tripped", 1),
+        ("webhook.destination.disabled", 1),
+    ] {
         eventually(event_type, async || told(&operator, event_type).len() == count).await;
     }
     for dead in told(&operator, "webhook.delivery.dead") {

@@ -73,9 +73,12 @@ async fn a_delivery_of_another_organizations_event_is_never_sent() {
 
 #[tokio::test]
 async fn a_replay_sends_dead_and_delivered_ones_again() {
-    let (db, receiver) = (Db::new().await, Receiver::scripted(|request| {
-        Reply::Status(if request.json()["data"]["payload"]["n"] == 2 { 400 } else { 200 })
-    }));
+    let (db, receiver) = (
+        Db::new().await,
+        Receiver::scripted(|request| {
+            Reply::Status(if request.json()["data"]["payload"]["n"] == 2 { 400 } else { 200 })
+        }),
+    );
     let org = db.org().await;
     db.destination(org, receiver.url("/")).retry(1, 100).insert().await;
     db.events(org, 3).await;

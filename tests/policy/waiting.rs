@@ -14,7 +14,8 @@ async fn a_retry_that_falls_due_before_its_failure_is_written_does_not_wait_for_
     sqlx::query("LOCK TABLE posthaste_attempts IN EXCLUSIVE MODE").execute(&mut *slow).await.unwrap();
     db.events(org, 1).await;
     eventually("the result waits", async || {
-        let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'posthaste_attempts'::regclass";
+        let sql = "SELECT count(*) FROM pg_locks
+            WHERE NOT granted AND relation = 'posthaste_attempts'::regclass";
         db.number(sql).await == 1
     })
     .await;
