@@ -23,6 +23,8 @@ pub enum Reply {
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Answers 200 after this long.
     Slow(Duration),
+    /// Answers with this status once the channel says `true`.
+    Held(u16, watch::Receiver<bool>),
     /// Reads the request and never answers.
     Hang,
     /// Closes the connection with a reset instead of answering.
@@ -48,7 +50,7 @@ impl Reply {
 
     fn status(&self) -> Option<u16> {
         match self {
-            Reply::Status(status) | Reply::Full(status, ..) => Some(*status),
+            Reply::Status(status) | Reply::Full(status, ..) | Reply::Held(status, _) => Some(*status),
             Reply::Slow(_) | Reply::OkThenClose => Some(200),
             Reply::Hang | Reply::Reset | Reply::Drip(_) | Reply::Raw(_) => None,
         }
@@ -363,6 +365,10 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> io::Result<bool> {
         Reply::Slow(pause) => {
             tokio::time::sleep(pause).await;
             write(stream, 200, &[], b"").await?;
+        }
+        Reply::Held(status, mut released) => {
+            released.wait_for(|released| *released).await.ok();
+            write(stream, status, &[], b"").await?;
         }
         Reply::Hang => return wait_for_the_end(stream).await,
         Reply::Reset => {
