@@ -138,21 +138,16 @@ async fn a_claim_that_outlives_its_killed_process_does_not_delay_the_next_one() 
     let db = Db::new().await;
     let receiver = Receiver::with(Reply::Hang);
     let org = db.org().await;
-    let hanging = db.destination(org, receiver.url("/")).event_types("{test.event}").timeout_ms(30_000);
-    hanging.insert().await;
-    let ordered = db.destination(org, receiver.url("/ordered")).event_types("{ordered}");
-    ordered.setting("ordered", "true").insert().await;
-    let head = db.event(org, "ordered", "{}").await;
-    db.execute("UPDATE webhook_deliveries SET next_retry_at = timezone('UTC', now()) + interval '1 h'").await;
+    db.destination(org, receiver.url("/")).timeout_ms(30_000).insert().await;
     let events = db.events(org, 5).await;
     let mut posthaste = Posthaste::serve(&db.url).await;
     eventually("five requests are in flight", async || receiver.in_flight() == 5).await;
 
-    // Somebody locks the head of the ordered queue, so that the next claim has to wait.
+    // Somebody locks a table that claims read, so that the next one has to wait.
     let mut transaction = db.pool.begin().await.unwrap();
-    let lock = sqlx::query("SELECT FROM webhook_deliveries WHERE log_id = $1 FOR UPDATE").bind(head);
+    let lock = sqlx::query("LOCK TABLE posthaste_attempts IN ACCESS EXCLUSIVE MODE");
     lock.execute(&mut *transaction).await.unwrap();
-    db.event(org, "ordered", "{}").await;
+    db.event(org, "another", "{}").await;
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND application_name = 'posthaste' AND wait_event_type = 'Lock'";
     eventually("a claim waits", async || db.number(waiting).await > 0).await;
@@ -169,7 +164,6 @@ async fn a_claim_that_outlives_its_killed_process_does_not_delay_the_next_one() 
         events.iter().all(|event| accepted.contains_key(event))
     })
     .await;
-    db.execute("UPDATE webhook_deliveries SET next_retry_at = NULL WHERE status = 'pending'").await;
     db.settled().await;
     drop(posthaste);
     check_invariants(&db, &[&receiver]).await;

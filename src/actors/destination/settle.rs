@@ -96,10 +96,7 @@ impl DestinationActor {
                 true => Plan::All(Change::Postponed { delay: Duration::ZERO }),
                 false => Plan::Charge { outage: true },
             },
-            Verdict::Gone => {
-                self.disable("the receiver answered 410 Gone".into(), batch.deliveries().next());
-                Plan::All(Change::Dead { charged: true })
-            }
+            Verdict::Gone => Plan::All(Change::Dead { charged: true }),
             Verdict::Paused(length) => {
                 let longest = self.links.shared.config.max_retry_delay;
                 let policy = self.destination.retry;
@@ -139,6 +136,9 @@ impl DestinationActor {
             self.return_unsent(later);
         }
         self.record(outcomes);
+        if verdict == Verdict::Gone {
+            self.disable("the receiver answered 410 Gone".into(), batch.deliveries().next());
+        }
         self.after_failures(was_tripped, batch.deliveries().next());
     }
 
