@@ -13,6 +13,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use crate::model::Secret;
+use crate::policy::egress::Rules;
 
 /// Where `/healthz` and `/readyz` answer: loopback, because nothing should be open by accident.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8460";
@@ -157,6 +158,13 @@ pub struct Config {
     pub operational_events: bool,
     /// Arbiters that run destinations.
     pub workers: usize,
+}
+
+impl Config {
+    /// Where requests may go.
+    pub fn egress_rules(&self) -> Rules {
+        Rules { allow: self.allow_networks.clone(), https_only: self.https_only }
+    }
 }
 
 /// Everything that is wrong with a configuration.

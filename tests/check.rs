@@ -115,8 +115,8 @@ async fn every_fault_is_found_with_its_remedy() {
         ),
         ("DROP TRIGGER posthaste_fan_out ON activity_logs", "CREATE TRIGGER posthaste_fan_out"),
         ("ALTER TABLE activity_logs DISABLE TRIGGER posthaste_fan_out", "posthaste_fan_out is switched off"),
-        ("UPDATE webhook_destinations SET url = 'ftp://x'", "not an http or https URL"),
-        ("UPDATE webhook_destinations SET auth_type = 'bearer'", "bearer needs auth_config.token"),
+        ("UPDATE webhook_destinations SET url = 'ftp://x'", "only http and https"),
+        ("UPDATE webhook_destinations SET auth_type = 'bearer'", "needs the member \"token\""),
         (
             "ALTER TABLE webhook_destinations DISABLE TRIGGER USER; UPDATE webhook_destinations SET
         event_filter = '[]';

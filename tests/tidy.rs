@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("clock", &["model"]),
-    ("config", &["model"]),
+    ("config", &["model", "policy"]),
     ("policy", &["model"]),
     ("format", &["model", "policy"]),
     ("store", &["model", "clock", "policy", "format"]),

@@ -38,7 +38,6 @@ use self::limit::Limit;
 use self::supervisor::Supervisor;
 use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
-use crate::policy::egress::Rules;
 use crate::store::{self, ConnectOptions, Pool, StoreError};
 
 /// Connections besides the two of the [`DbActor`]: listening, polls, loading.
@@ -93,8 +92,7 @@ impl Dispatcher {
     /// # Errors
     /// When the configuration cannot work: its certificates.
     pub fn start(config: Config, options: ConnectOptions) -> Result<Dispatcher, StartError> {
-        let rules = Rules { allow: config.allow_networks.clone(), https_only: config.https_only };
-        let network = Arc::new(Network::new(rules, config.ca_file.as_deref())?);
+        let network = Arc::new(Network::new(config.egress_rules(), config.ca_file.as_deref())?);
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
         let pool = store::pool(options.clone(), POOL_CONNECTIONS);

@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use crate::config::DatabaseArgs;
+use crate::actors::StartError;
+use crate::config::{Config, DatabaseArgs, DispatchArgs};
 use crate::model::Secret;
+use crate::outbound::{Network, Target};
 use crate::store::doctor::{Finding, Weight, examine};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, destinations};
 
 /// Arguments of `posthaste check`.
 #[derive(clap::Args, Debug)]
@@ -13,6 +15,9 @@ pub struct Args {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub database: DatabaseArgs,
+    /// Destinations are judged by the options that `serve` runs with.
+    #[command(flatten)]
+    pub dispatch: DispatchArgs,
 }
 
 /// Runs the command. Exit code 1: something would lose or delay deliveries; 2: it was called wrongly.
@@ -21,13 +26,20 @@ pub fn run(args: &Args) -> ExitCode {
         eprintln!("posthaste check: DATABASE_URL (or --database-url) must say which database");
         return ExitCode::from(super::EXIT_USAGE);
     };
-    match super::block_on(findings(&Secret::new(url))) {
+    let config = match args.dispatch.validate(Secret::new(url)) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("posthaste check: {faults}");
+            return ExitCode::from(super::EXIT_USAGE);
+        }
+    };
+    match super::block_on(findings(&config)) {
         Ok(findings) => print(&findings),
-        Err(error @ StoreError::Url(_)) => {
+        Err(error @ (StartError::Store(StoreError::Url(_)) | StartError::Network(_))) => {
             eprintln!("posthaste check: {error}");
             ExitCode::from(super::EXIT_USAGE)
         }
-        Err(error) => {
+        Err(StartError::Store(error)) => {
             println!("fault: the database cannot be used: {error}");
             println!("       remedy: check the URL, that the server runs, and that this role may connect");
             ExitCode::FAILURE
@@ -35,9 +47,23 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-async fn findings(url: &Secret) -> Result<Vec<Finding>, StoreError> {
-    let mut conn = store::connect(&store::options(url)?).await?;
-    Ok(examine(&mut conn).await?)
+async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
+    let network = Network::new(config.egress_rules(), config.ca_file.as_deref())?;
+    let mut conn = store::connect(&store::options(&config.database_url)?).await?;
+    let mut findings = examine(&mut conn).await.map_err(StoreError::from)?;
+    match destinations::load(&mut conn, None).await {
+        Ok(loaded) => findings.extend(loaded.iter().filter_map(|loaded| {
+            let destination = &loaded.destination;
+            let fault = Target::compile(destination, &network).err()?;
+            let what = format!("destination {}: {fault}", destination.id);
+            let remedy = "correct the destination: its deliveries fail".into();
+            Some(Finding { weight: Weight::Fault, what, remedy })
+        })),
+        // Without the tables, or the right to read them, there is a finding already.
+        Err(error) if findings.is_empty() => return Err(error.into()),
+        Err(_) => {}
+    }
+    Ok(findings)
 }
 
 fn print(findings: &[Finding]) -> ExitCode {

@@ -33,7 +33,7 @@ pub enum Command {
     /// Create the tables, or adopt those of an application
     Migrate(migrate::Args),
     /// Find what would lose or delay deliveries, and say what to do about it
-    Check(check::Args),
+    Check(Box<check::Args>),
     /// See the whole thing work, on a database of its own
     Demo(Box<demo::Args>),
 }

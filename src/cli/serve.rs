@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::actors::{Dispatcher, StartError};
@@ -100,12 +101,23 @@ fn try_run(args: &Args) -> Result<(), ServeError> {
             return Err(ConfigFaults(faults).into());
         }
     };
+    raise_descriptor_limit();
     let server = if embedded { Some(start_embedded(args, &mut config)?) } else { None };
     let served = actix_rt::System::new().block_on(serve(config, embedded));
     if let Some(server) = server {
         server.stop()?;
     }
     served
+}
+
+/// Each request in flight needs a descriptor, and the usual soft limit of 1024 is less than the default of
+/// `--max-in-flight` and its connections at rest need. Raising it to the hard limit is every process's right.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
 }
 
 fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeError> {

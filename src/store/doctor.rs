@@ -90,8 +90,6 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(
         listed(conn, FILTERS, Weight::Fault, "correct or remove the filter: it matches nothing").await?,
     );
-    findings
-        .extend(listed(conn, BROKEN, Weight::Fault, "correct the destination: its deliveries fail").await?);
     findings.extend(listed(conn, IDLE, Weight::Warning, "correct posthaste_destination_settings").await?);
     findings.extend(time(conn).await?);
     Ok(findings)
@@ -262,19 +260,6 @@ async fn columns(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
 const FILTERS: &str = "SELECT format('event_filter of destination \"%s\" (%s) is bad: %s', name, id, f.fault)
     FROM public.webhook_destinations d, LATERAL public.posthaste_filter_fault(d.event_filter) AS f (fault)
     WHERE d.event_filter <> '{}' AND f.fault IS NOT NULL ORDER BY d.id LIMIT 100";
-
-const BROKEN: &str = "SELECT format('destination \"%s\" (%s): %s', d.name, d.id, f.fault)
-    FROM public.webhook_destinations d, LATERAL (VALUES
-        (d.url !~* '^https?://[^/@]+([/?#]|$)', 'its url is not an http or https URL without userinfo'),
-        (d.auth_type = 'bearer' AND coalesce(d.auth_config ->> 'token', '') = '',
-            'bearer needs auth_config.token'),
-        (d.auth_type = 'header' AND coalesce(d.auth_config ->> 'header_name', '') = '',
-            'header needs auth_config.header_name'),
-        (d.auth_type = 'basic' AND d.auth_config ->> 'username' IS NULL, 'basic needs auth_config.username'),
-        (d.auth_type = 'oauth2' AND (coalesce(d.auth_config ->> 'token_url', '') = ''
-            OR coalesce(d.auth_config ->> 'client_id', '') = ''), 'oauth2 needs token_url and client_id')
-    ) AS f (holds, fault)
-    WHERE d.enabled AND f.holds ORDER BY d.id LIMIT 100";
 
 const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.name, d.id, f.fault)
     FROM public.webhook_destinations d

@@ -172,3 +172,25 @@ async fn an_ordered_destination_goes_on_in_order_after_a_crash() {
     assert_eq!(order, events);
     check_invariants(&db, &[&receiver]).await;
 }
+
+#[tokio::test]
+async fn a_row_that_somebody_locks_holds_back_its_own_queue_and_nobody_else() {
+    let (db, locked, free) = (Db::new().await, Receiver::start(), Receiver::start());
+    let org = db.org().await;
+    db.destination(org, locked.url("/")).setting("ordered", true).insert().await;
+    db.destination(org, free.url("/")).insert().await;
+    let mut inserted = db.events(org, 3).await;
+    let mut transaction = db.pool.begin().await.unwrap();
+    let head = "SELECT FROM webhook_deliveries WHERE log_id = $1 FOR UPDATE";
+    sqlx::query(head).bind(inserted[0]).execute(&mut *transaction).await.unwrap();
+    let _program = Posthaste::serve(&db.url).await;
+    // The unordered destination's deliveries of the same events: all but the one that is locked as well.
+    eventually("the others are delivered", async || free.count() == 2).await;
+    inserted.extend(db.events(org, 3).await);
+    eventually("those that came later are delivered, too", async || free.count() == 5).await;
+    assert_eq!(locked.count(), 0, "nothing overtakes the head of an ordered queue");
+    transaction.rollback().await.unwrap();
+    db.settled().await;
+    assert_eq!(arrived(&locked), inserted);
+    check_invariants(&db, &[&locked, &free]).await;
+}

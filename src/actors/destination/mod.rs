@@ -310,6 +310,9 @@ impl Handler<Granted> for DestinationActor {
         self.reached = if granted.more && !self.hinted { granted.reached } else { None };
         if let Some(clock) = granted.clock {
             self.clock = clock;
+        }
+        if !granted.leased.is_empty() {
+            // Not refused: there is no lease of anybody else.
             self.ordered = Ordered::Near;
         }
         if let Some(due) = granted.next_due {
