@@ -109,7 +109,8 @@ async fn every_fault_is_found_with_its_remedy() {
         ("DELETE FROM posthaste_migrations", "run posthaste migrate"),
         ("DROP INDEX posthaste_deliveries_due", "posthaste_deliveries_due"),
         (
-            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'posthaste_deliveries_order'::regclass",
+            "UPDATE pg_index SET indisvalid = false
+             WHERE indexrelid = 'posthaste_deliveries_order'::regclass",
             "posthaste_deliveries_order",
         ),
         ("DROP TRIGGER posthaste_fan_out ON activity_logs", "CREATE TRIGGER posthaste_fan_out"),

@@ -37,6 +37,9 @@ pub struct Claim {
     pub org: OrgId,
     /// What is wanted; `max_bytes` is decided here.
     pub ask: Ask,
+    /// Only after the results that were sent before are written: until then their leases would hide
+    /// deliveries that are due.
+    pub after_results: bool,
     /// Gets the [`Granted`].
     pub reply: Recipient<Granted>,
 }
@@ -219,9 +222,7 @@ impl DbActor {
         self.claims_waiting -= group.len();
         if group.is_empty() && !self.claims.is_empty() && !self.waits_for_bytes {
             self.waits_for_bytes = true;
-            for org in self.claims.organizations() {
-                self.bytes.wait(org, ctx.address().recipient());
-            }
+            self.bytes.wait_for_any(ctx.address().recipient());
         }
         let mut asking: HashMap<OrgId, u64> = HashMap::new();
         for claim in &group {
@@ -396,7 +397,7 @@ impl Handler<Claim> for DbActor {
     type Result = ();
 
     fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) {
-        if claim.ask.ordered.is_some() && self.results_done < self.results_received {
+        if claim.after_results && self.results_done < self.results_received {
             self.after_results.push_back((self.results_received, claim));
         } else {
             self.enqueue(claim);

@@ -2,14 +2,15 @@
 //! pause before the next try.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::db::take_front;
+use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
-use crate::store::deliveries::{self, Ask, ClaimSql, Grant};
+use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE};
 use crate::store::destinations::{self, OperationalEvent};
-use crate::store::presence::{self, Presence};
+use crate::store::presence;
 use crate::store::{self, ConnectOptions, Connection, StoreError};
 
 /// Pause after the first error; doubles up to [`MAX_BACKOFF`].
@@ -42,13 +43,13 @@ impl Backoff {
 pub(super) struct ClaimLane {
     options: ConnectOptions,
     open: Option<(Connection, ClaimSql)>,
-    floor: Option<DbTime>,
+    since: Option<Since>,
     backoff: Backoff,
 }
 
 impl ClaimLane {
     pub(super) fn new(options: ConnectOptions) -> ClaimLane {
-        ClaimLane { options, open: None, floor: None, backoff: Backoff::default() }
+        ClaimLane { options, open: None, since: None, backoff: Backoff::default() }
     }
 
     pub(super) async fn claim(
@@ -69,9 +70,12 @@ impl ClaimLane {
     async fn try_claim(&mut self, asks: &[Ask], max_event_bytes: usize) -> Result<Vec<Grant>, StoreError> {
         let (connection, sql) = match &mut self.open {
             Some(open) => open,
-            closed => closed.insert(open(&self.options, &mut self.floor).await?),
+            closed => closed.insert(open(&self.options, &mut self.since).await?),
         };
-        let floor = self.floor.unwrap_or(DbTime(i64::MIN));
+        let floor = match &mut self.since {
+            Some(since) => since.floor(connection).await?,
+            None => DbTime(i64::MIN),
+        };
         let (ordered, plain): (Vec<Ask>, Vec<Ask>) =
             asks.iter().cloned().partition(|ask| ask.ordered.is_some());
         let mut grants = Vec::new();
@@ -79,27 +83,51 @@ impl ClaimLane {
             grants = sql.claim(connection, &plain, floor, max_event_bytes).await?;
         }
         if !ordered.is_empty() {
-            grants.extend(sql.claim_ordered(connection, &ordered, floor, max_event_bytes).await?);
+            match sql.claim_ordered(connection, &ordered, floor, max_event_bytes).await {
+                Ok(more) => grants.extend(more),
+                // What was claimed before must not be lost with it; these look again at the next poll.
+                Err(error) if !grants.is_empty() => {
+                    log::error!("claiming for {} ordered destination(s) failed: {error}", ordered.len());
+                    self.open = None;
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(grants)
     }
 }
 
-/// Opens the claiming connection. Only the first one of a process may find that it is alone: later, the
-/// leases that nobody else could hold are our own.
+/// When this process took part, and what that says about older leases.
+struct Since {
+    announced: DbTime,
+    at: Instant,
+    /// No other process lived at some moment after: leases from before `announced` belong to nobody.
+    alone: bool,
+}
+
+impl Since {
+    /// Leases from before this moment are void.
+    ///
+    /// It is asked again until those leases have ended anyway: a killed process may live on for a while in a
+    /// statement that PostgreSQL still runs for it.
+    async fn floor(&mut self, connection: &mut Connection) -> Result<DbTime, StoreError> {
+        if !self.alone && clock::now() < self.at + LEASE {
+            self.alone = presence::is_alone(connection).await?;
+        }
+        Ok(if self.alone { self.announced } else { DbTime(i64::MIN) })
+    }
+}
+
+/// Opens the claiming connection. Only the first one of a process says when it took part: later ones find
+/// leases of its own.
 async fn open(
     options: &ConnectOptions,
-    floor: &mut Option<DbTime>,
+    since: &mut Option<Since>,
 ) -> Result<(Connection, ClaimSql), StoreError> {
     let mut connection = store::connect(options).await?;
-    let presence = presence::announce(&mut connection).await?;
+    let announced = presence::announce(&mut connection).await?;
     let sql = ClaimSql::read(&mut connection).await?;
-    if floor.is_none() {
-        *floor = Some(match presence {
-            Presence::Alone(now) => now,
-            Presence::Shared => DbTime(i64::MIN),
-        });
-    }
+    since.get_or_insert(Since { announced, at: clock::now(), alone: false });
     Ok((connection, sql))
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::prelude::*;
+use uuid::Uuid;
 
 use crate::model::OrgId;
 use crate::policy::fairness::{FairQueue, Shares};
@@ -57,9 +58,27 @@ impl Limit {
         Some(Held { limit: self.clone(), org, units: 1 })
     }
 
-    /// Tells `waiter` when `org` may take something.
-    pub fn wait(&self, org: OrgId, waiter: Recipient<Freed>) {
-        self.inner().waiting.push(org, waiter);
+    /// Tells `waiter` when anything is put back, whoever may take it.
+    pub fn wait_for_any(&self, waiter: Recipient<Freed>) {
+        // Nobody's own: holds nothing, and so may take whatever is free.
+        self.inner().waiting.push(OrgId(Uuid::nil()), waiter);
+    }
+
+    /// Tells the next one who waits and may take something. Whoever was told and had no use for it passes it
+    /// on.
+    pub fn tell_next(&self) {
+        loop {
+            let mut inner = self.inner();
+            let Inner { shares, waiting } = &mut *inner;
+            let next = waiting.pop(|org| shares.allowance(org) > 0);
+            drop(inner);
+            match next {
+                // Gone meanwhile: it cannot pass anything on.
+                Some(waiter) if !waiter.connected() => {}
+                Some(waiter) => return waiter.do_send(Freed),
+                None => return,
+            }
+        }
     }
 
     /// Units held by all.
@@ -75,14 +94,8 @@ impl Limit {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut inner = self.limit.inner();
-        inner.shares.put_back(self.org, self.units);
-        let Inner { shares, waiting } = &mut *inner;
-        let next = waiting.pop(|org| shares.allowance(org) > 0);
-        drop(inner);
-        if let Some(waiter) = next {
-            waiter.do_send(Freed);
-        }
+        self.limit.inner().shares.put_back(self.org, self.units);
+        self.limit.tell_next();
     }
 }
 

@@ -26,6 +26,8 @@ pub mod destination;
 mod lanes;
 pub mod limit;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -389,7 +389,10 @@ impl Handler<Stopped> for Supervisor {
         }
         if current {
             self.children.remove(&id);
-            if !self.is_stopping {
+            if clean {
+                self.changed.insert(id);
+                self.load(ctx);
+            } else if !self.is_stopping {
                 let delay = self.respawn_delays.get(&id).map_or(MIN_RESPAWN_DELAY, |d| *d * 2);
                 self.respawn_delays.insert(id, delay.min(MAX_RESPAWN_DELAY));
                 ctx.notify_later(Respawn(id), delay.min(MAX_RESPAWN_DELAY));
@@ -426,6 +429,21 @@ impl Handler<Shutdown> for Supervisor {
         self.living.values().for_each(|addr| addr.do_send(Retire(Some(grace))));
         self.check_stopped(ctx);
         Box::pin(async { stopped.await.unwrap_or(()) })
+    }
+}
+
+/// From a test: let this destination panic.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct LetPanic(pub(super) DestinationId);
+
+#[cfg(test)]
+impl Handler<LetPanic> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, LetPanic(id): LetPanic, _: &mut Self::Context) {
+        self.children[&id].addr.do_send(destination::Panic);
     }
 }
 

@@ -154,7 +154,8 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Waits for the database, and makes sure that its tables are there and all rows can be seen. Returns how to connect.
+/// Waits for the database, and makes sure that its tables are there and all rows can be seen. Returns how to
+/// connect.
 async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<ConnectOptions, ServeError> {
     let options = store::options(&config.database_url).map_err(StartError::from)?;
     if embedded {

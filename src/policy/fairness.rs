@@ -97,11 +97,6 @@ impl<T> FairQueue<T> {
         item
     }
 
-    /// The organizations that wait, in the order of their turns.
-    pub fn organizations(&self) -> impl Iterator<Item = OrgId> {
-        self.turns.iter().copied()
-    }
-
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.turns.is_empty()

@@ -187,21 +187,16 @@ impl Health {
     }
 
     /// The receiver asked for a pause of `length`, or of whatever `backoff` says for the n-th pause in a row.
-    /// Returns the end of it.
-    pub fn pause(
-        &mut self,
-        now: DbTime,
-        length: Option<Duration>,
-        backoff: impl Fn(u32) -> Duration,
-    ) -> DbTime {
-        self.pauses += 1;
+    pub fn pause(&mut self, now: DbTime, length: Option<Duration>, backoff: impl Fn(u32) -> Duration) {
+        // Answers to requests that were in flight together are one pause.
+        if self.paused_until.is_none_or(|until| until <= now) {
+            self.pauses += 1;
+        }
         if self.failing_since.is_none() {
             self.failing_since = Some(now);
         }
         let end = now.after(length.unwrap_or_else(|| backoff(self.pauses)));
-        let end = self.paused_until.map_or(end, |until| until.max(end));
-        self.paused_until = Some(end);
-        end
+        self.paused_until = Some(self.paused_until.map_or(end, |until| until.max(end)));
     }
 
     /// Its row has changed: perhaps that was the cure, so a tripped breaker is probed at once.
@@ -354,13 +349,15 @@ mod tests {
     fn a_pause_stops_everything_and_never_shrinks() {
         let mut health = healthy();
         let backoff = |n| Duration::from_secs(u64::from(n) * 10);
-        assert_eq!(health.pause(at(0), Some(Duration::from_secs(60)), backoff), at(60));
-        assert_eq!(health.pause(at(1), None, backoff), at(60));
+        health.pause(at(0), Some(Duration::from_secs(60)), backoff);
+        health.pause(at(1), None, backoff);
         assert_eq!(health.permit(at(59), 0, 32), Permit::Until(at(60)));
         assert_eq!(health.permit(at(60), 0, 32), Permit::Go);
-        assert_eq!(health.pause(at(60), None, backoff), at(90));
+        health.pause(at(60), None, backoff);
+        assert_eq!(health.permit(at(60), 0, 32), Permit::Until(at(80)), "the second pause in a row");
         health.succeeded(at(90), 32);
-        assert_eq!(health.pause(at(91), None, backoff), at(101));
+        health.pause(at(91), None, backoff);
+        assert_eq!(health.permit(at(91), 0, 32), Permit::Until(at(101)), "the first one again");
     }
 
     #[test]

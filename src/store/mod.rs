@@ -84,8 +84,8 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 
-/// `options` for a role to which policies apply that let every row through: with `row_security = off` PostgreSQL
-/// refuses even those.
+/// `options` for a role to which policies apply that let every row through: with `row_security = off`
+/// PostgreSQL refuses even those.
 pub fn seeing_policies(options: ConnectOptions) -> ConnectOptions {
     options.options([("row_security", "on")])
 }

@@ -12,35 +12,38 @@ use crate::model::DbTime;
 /// Key of the advisory lock: "posthast" in ASCII.
 const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
 
-/// Whether this process is the only one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
-    /// No other dispatcher lives: leases taken before this moment belong to nobody.
-    Alone(DbTime),
-    /// Others live, and their leases count.
-    Shared,
-}
-
-const TRY_EXCLUSIVE: &str = "SELECT pg_try_advisory_lock($1)";
 const SHARE: &str = "SELECT pg_advisory_lock_shared($1)";
-const UNLOCK_EXCLUSIVE: &str = "SELECT pg_advisory_unlock($1), timezone('UTC', clock_timestamp())";
+const NOW: &str = "SELECT timezone('UTC', clock_timestamp())";
+const TRY_EXCLUSIVE: &str = "SELECT pg_try_advisory_lock($1)";
+const UNLOCK_EXCLUSIVE: &str = "SELECT pg_advisory_unlock($1)";
 
 /// Takes part: from now on, and until `connection` closes, other processes can tell that this one lives.
+/// Returns the moment: what was leased before is not ours.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn announce(connection: &mut PgConnection) -> Result<Presence, StoreError> {
+pub async fn announce(connection: &mut PgConnection) -> Result<DbTime, StoreError> {
+    in_time(async {
+        // Others hold the exclusive lock for a moment at most: this does not wait.
+        sqlx::query(SHARE).bind(LOCK_KEY).execute(&mut *connection).await?;
+        sqlx::query_scalar(NOW).fetch_one(&mut *connection).await
+    })
+    .await
+}
+
+/// Whether no other dispatcher takes part at this moment. The shared lock of one's own session is not in the
+/// way of its exclusive one.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn is_alone(connection: &mut PgConnection) -> Result<bool, StoreError> {
     in_time(async {
         let alone: bool =
             sqlx::query_scalar(TRY_EXCLUSIVE).bind(LOCK_KEY).fetch_one(&mut *connection).await?;
-        // The exclusive lock is held by others for two statements at most: this does not wait.
-        sqlx::query(SHARE).bind(LOCK_KEY).execute(&mut *connection).await?;
-        if !alone {
-            return Ok(Presence::Shared);
+        if alone {
+            sqlx::query(UNLOCK_EXCLUSIVE).bind(LOCK_KEY).execute(&mut *connection).await?;
         }
-        let (_, now): (bool, DbTime) =
-            sqlx::query_as(UNLOCK_EXCLUSIVE).bind(LOCK_KEY).fetch_one(&mut *connection).await?;
-        Ok(Presence::Alone(now))
+        Ok(alone)
     })
     .await
 }

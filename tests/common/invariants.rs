@@ -41,11 +41,16 @@ const DELIVERED: &str = "
     SELECT d.url, w.log_id FROM webhook_deliveries w JOIN webhook_destinations d ON d.id = w.destination_id
     WHERE w.status = 'delivered'";
 
+/// How many deliveries are leased at this moment.
+pub async fn leased(db: &Db) -> i64 {
+    db.number(LEASED).await
+}
+
 /// Call it when nothing is in flight any more: after the last delivery, or after the program has ended.
 /// `receivers` are those whose records tell the truth; destinations elsewhere are not looked at there.
 pub async fn check_invariants(db: &Db, receivers: &[&Receiver]) {
     // Results may still be on their way to the database when the receiver has answered.
-    super::eventually("no delivery is leased", async || db.number(LEASED).await == 0).await;
+    super::eventually("no delivery is leased", async || leased(db).await == 0).await;
     assert_eq!(db.number(LOST).await, 0, "matching events without a delivery");
     assert_eq!(db.number(OVERCHARGED).await, 0, "deliveries charged more often than allowed");
     assert_eq!(db.number(INCONSISTENT).await, 0, "deliveries whose columns contradict each other");

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 pub use cluster::{Server, fresh_dir};
 pub use db::{Db, NewDestination};
-pub use invariants::check_invariants;
+pub use invariants::{check_invariants, leased};
 pub use posthaste::{Posthaste, Ready, free_port, run};
 pub use receiver::{Received, Receiver, Reply};
 

@@ -1,8 +1,8 @@
 //! The [`DestinationActor`]: everything about one destination, and nothing about any other.
 //!
 //! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs
-//! [`DestinationActor::pump`]: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
-//! at it. Requests run in tasks of their own and report back with [`Finished`], so a slow one never keeps the
+//! `pump`: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
+//! at it. Requests run in tasks of their own and report back with `Finished`, so a slow one never keeps the
 //! actor from its mailbox.
 
 mod limiter;
@@ -33,6 +33,8 @@ use crate::store::deliveries::Ordered;
 
 /// Deliveries that one destination holds ready at most: about a second's work of a fast one.
 const MAX_READY: f64 = 1_000.0;
+/// The same for an ordered destination, which gives all of it back when one fails.
+const MAX_ORDERED_READY: f64 = 200.0;
 /// A due time computed here and one computed by the database differ by the way between them.
 const DUE_SLACK: Duration = Duration::from_millis(5);
 /// After trouble of our own (no descriptors left, a task that panicked) the destination rests for this long.
@@ -147,6 +149,8 @@ pub struct DestinationActor {
     claiming: bool,
     /// A hint came while a claim was under way: its answer may be too old.
     hinted: bool,
+    /// Results were sent that make deliveries due again: the next claim must see them.
+    behind: bool,
     /// Where the last claim stopped looking.
     reached: Option<DbTime>,
     /// How far an ordered claim has to look for leases of others.
@@ -182,6 +186,7 @@ impl DestinationActor {
             hungry: false,
             claiming: false,
             hinted: false,
+            behind: false,
             reached: None,
             ordered: Ordered::Everywhere,
             waits_for_slot: false,
@@ -288,7 +293,11 @@ impl Handler<Freed> for DestinationActor {
 
     fn handle(&mut self, _: Freed, ctx: &mut Self::Context) {
         self.waits_for_slot = false;
+        let before = self.next_request;
         self.pump(ctx);
+        if self.next_request == before && !self.waits_for_slot {
+            self.links.shared.slots.tell_next();
+        }
     }
 }
 
@@ -327,6 +336,13 @@ impl Handler<Reconfigure> for DestinationActor {
 
     fn handle(&mut self, Reconfigure(destination): Reconfigure, ctx: &mut Self::Context) {
         log::info!("destination={} has changed", destination.id);
+        if self.halted {
+            // It asked to be disabled and is loaded as enabled: that life is over, the supervisor starts
+            // another one.
+            self.retiring = true;
+            self.pump(ctx);
+            return;
+        }
         let rate = |d: &Destination| (d.settings.rate_limit_per_second, d.settings.rate_limit_burst);
         if rate(&destination) != rate(&self.destination) {
             self.limiter = Limiter::new(&destination.settings);
@@ -340,6 +356,21 @@ impl Handler<Reconfigure> for DestinationActor {
         self.sender = self.compile();
         self.health.reconfigured(self.clock.now(), limits(&self.links.shared));
         self.look(ctx);
+    }
+}
+
+/// From a test: panic, to see what becomes of it.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Panic;
+
+#[cfg(test)]
+impl Handler<Panic> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("a test asked for this");
     }
 }
 

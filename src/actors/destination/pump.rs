@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::ready::{Batch, Next};
-use super::{DestinationActor, Finished, InFlight, MAX_READY};
+use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
 use crate::actors::db::{Claim, Leased, Record, give_back};
 use crate::actors::limit::Held;
 use crate::clock;
@@ -88,7 +88,8 @@ impl DestinationActor {
         let started_at = self.clock.now();
         let deliveries: Vec<Delivery> = batch.deliveries().cloned().collect();
         let sender = self.sender.clone();
-        let as_batch = self.batch_size() > 1;
+        // A batch that was made before batch_size became 1 is still one.
+        let as_batch = self.batch_size() > 1 || deliveries.len() > 1;
         let report =
             Report { to: ctx.address(), finished: Some(Finished { request, attempt: panicked(started_at) }) };
         let task = actix_rt::spawn(async move {
@@ -126,7 +127,12 @@ impl DestinationActor {
             max_bytes: 0,
             ordered: is_ordered.then_some(self.ordered),
         };
-        self.links.db.do_send(Claim { org: self.destination.org, ask, reply: ctx.address().recipient() });
+        self.links.db.do_send(Claim {
+            org: self.destination.org,
+            ask,
+            after_results: is_ordered || std::mem::take(&mut self.behind),
+            reply: ctx.address().recipient(),
+        });
     }
 
     /// How many deliveries to claim now: enough for about a second at the present pace, at least two rounds
@@ -152,7 +158,8 @@ impl DestinationActor {
         let allowed = f64::from(self.health.allowed(self.most_in_flight()));
         let rounds = (2.0 * allowed * batch).max(self.pace.per_second);
         let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
-        let target = rounds.min(by_rate).min(MAX_READY).max(batch);
+        let most = if self.destination.settings.ordered { MAX_ORDERED_READY } else { MAX_READY };
+        let target = rounds.min(by_rate).min(most).max(batch);
         let ready = self.ready.len() as f64;
         let filling = !self.destination.settings.batch_wait.is_zero() && ready < batch;
         if ready > target / 2.0 && !filling { 0 } else { (target - ready).max(1.0) as u32 }
@@ -164,6 +171,7 @@ impl DestinationActor {
             // They lie before the point that the last claim reached.
             self.reached = None;
             self.hungry = true;
+            self.behind = true;
             self.record(leased.iter().map(|leased| give_back(&leased.delivery)).collect());
         }
     }

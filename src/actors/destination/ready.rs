@@ -99,9 +99,10 @@ impl Ready {
             return Next::Batch(part);
         }
         let Some(first) = self.queue.front() else { return Next::Nothing };
-        let mut bytes = 0;
+        // As in the body: a comma or bracket with each event, and one more bracket.
+        let mut bytes = 1;
         let fitting = |waiting: &&Waiting| {
-            bytes += waiting.bytes;
+            bytes += waiting.bytes + 1;
             bytes <= cut.bytes
         };
         let events = self.queue.iter().take(cut.events).take_while(fitting).count().max(1);

@@ -96,17 +96,14 @@ impl DestinationActor {
                 true => Plan::All(Change::Postponed { delay: Duration::ZERO }),
                 false => Plan::Charge { outage: true },
             },
-            Verdict::Gone => {
-                self.halted = true;
-                self.disable("the receiver answered 410 Gone".into());
-                Plan::All(Change::Dead { charged: true })
-            }
+            Verdict::Gone => Plan::All(Change::Dead { charged: true }),
             Verdict::Paused(length) => {
                 let longest = self.links.shared.config.max_retry_delay;
                 let policy = self.destination.retry;
                 let backoff = |n| retry::delay(policy, n, fastrand::f64(), longest);
-                let end = self.health.pause(now, length, backoff);
-                Plan::All(Change::Postponed { delay: end.since(now) })
+                self.health.pause(now, length, backoff);
+                // The pause holds everything back; whoever ends it early ends it for this delivery, too.
+                Plan::All(Change::Postponed { delay: Duration::ZERO })
             }
             Verdict::OurFault => {
                 self.rest_until = Some(clock::now() + OWN_TROUBLE_REST);
@@ -125,6 +122,7 @@ impl DestinationActor {
                 Plan::Charge { outage } => self.charge(&leased.delivery, outage, started_at),
             };
             if let Change::Failed { delay } | Change::Postponed { delay } = change {
+                self.behind = true;
                 self.look_at(clock::now() + delay + DUE_SLACK, ctx);
             }
             if let Change::Dead { .. } = change {
@@ -138,6 +136,9 @@ impl DestinationActor {
             self.return_unsent(later);
         }
         self.record(outcomes);
+        if verdict == Verdict::Gone {
+            self.disable("the receiver answered 410 Gone".into(), batch.deliveries().next());
+        }
         self.after_failures(was_tripped, batch.deliveries().next());
     }
 
@@ -174,40 +175,47 @@ impl DestinationActor {
         let id = self.destination.id;
         if self.health.is_tripped() && !was_tripped {
             log::warn!("destination={id} its breaker has tripped: only probes are sent until it answers");
-            if delivery.is_some_and(|d| d.event.event_category != OPERATIONAL_CATEGORY) {
-                let content = "The destination fails; deliveries wait until it answers again.".to_owned();
-                self.announce("webhook.destination.tripped", content, serde_json::json!({}));
-            }
+            let content = "The destination fails; deliveries wait until it answers again.".to_owned();
+            self.announce("webhook.destination.tripped", content, serde_json::json!({}), delivery);
         } else if was_tripped && !self.health.is_tripped() {
             log::info!("destination={id} answers again");
         }
-        if !self.halted && self.health.is_hopeless(self.clock.now()) {
-            self.halted = true;
+        if self.health.is_hopeless(self.clock.now()) {
             let limit = humantime::format_duration(self.links.shared.config.auto_disable_after);
-            self.disable(format!("nothing but failures for {limit}"));
+            self.disable(format!("nothing but failures for {limit}"), delivery);
         }
     }
 
-    fn disable(&mut self, reason: String) {
+    /// Has the destination disabled, once, and sends nothing more until it is enabled again.
+    fn disable(&mut self, reason: String, because_of: Option<&Delivery>) {
+        if std::mem::replace(&mut self.halted, true) {
+            return;
+        }
         self.links.db.do_send(Disable(self.destination.id, reason.clone()));
         let content = format!("The destination was disabled: {reason}.");
-        self.announce("webhook.destination.disabled", content, serde_json::json!({ "reason": reason }));
+        let payload = serde_json::json!({ "reason": reason });
+        self.announce("webhook.destination.disabled", content, payload, because_of);
     }
 
     fn announce_dead(&self, delivery: &Delivery, reason: &str) {
-        if delivery.event.event_category == OPERATIONAL_CATEGORY {
-            return;
-        }
         let content = format!("A delivery was given up: {reason}.");
         let payload = serde_json::json!({
             "delivery_id": delivery.id, "event_id": delivery.event.id,
             "event_type": delivery.event.event_type, "reason": reason,
         });
-        self.announce("webhook.delivery.dead", content, payload);
+        self.announce("webhook.delivery.dead", content, payload, Some(delivery));
     }
 
-    fn announce(&self, event_type: &'static str, content: String, mut payload: serde_json::Value) {
-        if !self.links.shared.config.operational_events {
+    /// Writes an operational event, unless nobody wants them or what it tells of came from one itself.
+    fn announce(
+        &self,
+        event_type: &'static str,
+        content: String,
+        mut payload: serde_json::Value,
+        because_of: Option<&Delivery>,
+    ) {
+        let from_one = because_of.is_some_and(|d| d.event.event_category == OPERATIONAL_CATEGORY);
+        if from_one || !self.links.shared.config.operational_events {
             return;
         }
         payload["destination_id"] = self.destination.id.to_string().into();

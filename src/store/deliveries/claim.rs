@@ -1,32 +1,18 @@
-//! Claiming and recording: the two statements that everything else waits for.
-//!
-//! **The lease.** A claim is written to the row itself: a delivery is leased if and only if
-//!
-//! ```text
-//! last_attempt_at > now - LEASE  AND  (next_retry_at IS NULL OR last_attempt_at >= next_retry_at)
-//! ```
-//!
-//! (unknown counts as no). The claim writes the clock into `last_attempt_at`; every recorded failure writes a
-//! `next_retry_at` that is later. `last_attempt_at` stands in no index, so a claim is a HOT update. A process
-//! that finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
+//! Claims: one statement leases deliveries for many destinations and reads their events.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use uuid::Uuid;
 
-use super::{StoreError, in_time};
-use crate::model::{Change, DbTime, Delivery, DeliveryId, DestinationId, Event, EventId, OrgId, Outcome};
+use super::LEASE;
+use crate::model::{DbTime, Delivery, DeliveryId, DestinationId, Event, EventId, OrgId};
+use crate::store::{StoreError, in_time};
 
-/// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
-pub const LEASE: Duration = Duration::from_secs(45);
 /// Deliveries that one claim statement takes at most.
 pub const MAX_CLAIM_ROWS: usize = 2_000;
-/// Outcomes that one record statement writes at most.
-pub const MAX_RECORD_ROWS: usize = 2_000;
 /// Events whose stored size is below this are read without measuring their text first. Compression can make
 /// 48 KiB of at most a few MiB.
 const SURELY_SMALL_BYTES: i32 = 48 << 10;
@@ -179,18 +165,25 @@ free AS MATERIALIZED (
         WHERE d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)
           AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at))
 ),
-head AS MATERIALIZED (
-    SELECT a.max_bytes, p.*, bool_and(p.next_retry_at IS NULL OR p.next_retry_at <= c.now)
-        OVER (PARTITION BY p.destination_id ORDER BY p.created_at, p.id) AS due
-    FROM free a CROSS JOIN clock c CROSS JOIN LATERAL (
-        SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
-        FROM public.webhook_deliveries d
+queue AS MATERIALIZED (
+    SELECT a.max_bytes, p.* FROM free a CROSS JOIN LATERAL (
+        SELECT d.id, d.destination_id, d.created_at, d.next_retry_at FROM public.webhook_deliveries d
         WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
         ORDER BY d.created_at, d.id
         LIMIT a.want
-        -- never skips: a row that somebody is changing at this moment is waited for
-        FOR NO KEY UPDATE
     ) p
+),
+locked AS MATERIALIZED (
+    SELECT d.id, d.log_id, d.attempts, d.last_attempt_at FROM public.webhook_deliveries d
+    WHERE d.id = ANY (ARRAY(SELECT q.id FROM queue q)) AND d.status IN ('pending', 'failed')
+    -- a row that somebody is changing at this moment is not waited for, and ends the queue for now
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+head AS MATERIALIZED (
+    SELECT q.*, l.log_id, l.attempts, l.last_attempt_at,
+        bool_and(l.id IS NOT NULL AND (q.next_retry_at IS NULL OR q.next_retry_at <= c.now))
+            OVER (PARTITION BY q.destination_id ORDER BY q.created_at, q.id) AS due
+    FROM queue q CROSS JOIN clock c LEFT JOIN locked l ON l.id = q.id
 ),
 picked AS MATERIALIZED (SELECT * FROM head WHERE due),
 {TAKE}
@@ -218,7 +211,9 @@ taken AS (
     RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
-            (SELECT min(h.started_at) FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
+            -- since it was queued: a replay, which sets created_at, begins anew
+            (SELECT min(h.started_at) FROM public.posthaste_attempts h
+             WHERE h.delivery_id = d.id AND h.started_at >= d.created_at) END,
         s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,
         s.event_category,
         CASE WHEN octet_length(s.content) <= $7 THEN s.content END,
@@ -398,99 +393,5 @@ impl Grant {
             now: DbTime(0),
             reached: None,
         }
-    }
-}
-
-/// Parameters: one array per column of [`Outcome`]. Returns how many rows were written.
-const RECORD: &str = "
-WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
-o AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::int[], $5::bigint[], $6::timestamp[],
-            $7::bool[], $8::int[], $9::text[], $10::text[], $11::int[], $12::int[])
-        AS o(id, claimed_at, status, charge, delay_us, last_attempt_at, attempted,
-            response_status, response_body, error_message, attempt, duration_ms)
-),
-written AS (
-    UPDATE public.webhook_deliveries d SET
-        status = coalesce(o.status, d.status),
-        attempts = d.attempts + o.charge,
-        last_attempt_at = o.last_attempt_at,
-        -- later than last_attempt_at whatever the clocks do: a recorded failure is no lease
-        next_retry_at = CASE WHEN o.delay_us IS NULL THEN d.next_retry_at
-            ELSE greatest(c.now, o.last_attempt_at + interval '1 microsecond')
-                + o.delay_us * interval '1 microsecond' END,
-        response_status = CASE WHEN o.attempted THEN o.response_status ELSE d.response_status END,
-        response_body = CASE WHEN o.attempted THEN o.response_body ELSE d.response_body END,
-        error_message = CASE WHEN o.attempted OR o.status IS NOT NULL THEN o.error_message
-            ELSE d.error_message END,
-        delivered_at = CASE WHEN o.status = 'delivered' THEN c.now ELSE d.delivered_at END
-    FROM o CROSS JOIN clock c
-    WHERE d.id = o.id AND CASE
-        -- a fact, even when the lease was lost
-        WHEN o.status = 'delivered' THEN d.status <> 'delivered'
-        -- only while the lease is ours: nobody else has claimed or recorded since
-        ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
-            AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
-    RETURNING d.id, o.charge, o.last_attempt_at, o.response_status, o.response_body, o.error_message,
-        o.attempt, o.duration_ms
-),
-history AS (
-    INSERT INTO public.posthaste_attempts
-        (delivery_id, attempt, started_at, duration_ms, response_status, response_body, error_message,
-        charged)
-    SELECT w.id, w.attempt, w.last_attempt_at, w.duration_ms, w.response_status, w.response_body,
-        w.error_message, w.charge > 0
-    FROM written w
-    WHERE w.attempt IS NOT NULL
-      -- bounded: the first ones tell how it began, the row itself tells how it is
-      AND (SELECT count(*) FROM public.posthaste_attempts h WHERE h.delivery_id = w.id) < 50
-)
-SELECT count(*) FROM written";
-
-/// Writes `outcomes` in one statement. Returns how many rows were written: fewer where a lease was lost, or
-/// where the same outcome was written before. Writing twice changes nothing.
-///
-/// # Errors
-/// After any error the connection must be dropped; the outcomes can be written again.
-pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<u64, StoreError> {
-    fn column<T>(outcomes: &[Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
-        outcomes.iter().map(of).collect()
-    }
-    // PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
-    let text = |text: &Option<String>| text.as_ref().map(|t| t.replace('\0', "\u{fffd}"));
-    let query = sqlx::query_scalar(RECORD)
-        .bind(column(outcomes, |o| o.delivery.0))
-        .bind(column(outcomes, |o| o.claimed_at))
-        .bind(column(outcomes, |o| status(o.change)))
-        .bind(column(outcomes, |o| i32::from(is_charged(o.change))))
-        .bind(column(outcomes, |o| delay_micros(o.change)))
-        .bind(column(outcomes, |o| o.last_attempt_at))
-        .bind(column(outcomes, |o| o.change == Change::Delivered || o.failed.is_some()))
-        .bind(column(outcomes, |o| o.response_status.map(i32::from)))
-        .bind(column(outcomes, |o| text(&o.response_body)))
-        .bind(column(outcomes, |o| text(&o.error_message)))
-        .bind(column(outcomes, |o| o.failed.map(|f| f.number as i32)))
-        .bind(column(outcomes, |o| o.failed.map(|f| f.duration.as_millis().min(i32::MAX as u128) as i32)));
-    let written: i64 = in_time(query.fetch_one(connection)).await?;
-    Ok(written as u64)
-}
-
-fn status(change: Change) -> Option<&'static str> {
-    match change {
-        Change::Delivered => Some("delivered"),
-        Change::Failed { .. } => Some("failed"),
-        Change::Dead { .. } => Some("dead"),
-        Change::Postponed { .. } | Change::GivenBack => None,
-    }
-}
-
-fn is_charged(change: Change) -> bool {
-    matches!(change, Change::Delivered | Change::Failed { .. } | Change::Dead { charged: true })
-}
-
-fn delay_micros(change: Change) -> Option<i64> {
-    match change {
-        Change::Failed { delay } | Change::Postponed { delay } => Some(delay.as_micros() as i64),
-        Change::Delivered | Change::Dead { .. } | Change::GivenBack => None,
     }
 }

@@ -1,0 +1,22 @@
+//! Claiming and recording: the two statements that everything else waits for.
+//!
+//! **The lease.** A claim is written to the row itself: a delivery is leased if and only if
+//!
+//! ```text
+//! last_attempt_at > now - LEASE  AND  (next_retry_at IS NULL OR last_attempt_at >= next_retry_at)
+//! ```
+//!
+//! (unknown counts as no). The claim writes the clock into `last_attempt_at`; every recorded failure writes a
+//! `next_retry_at` that is later. `last_attempt_at` stands in no index, so a claim is a HOT update. A process
+//! that finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
+
+mod claim;
+mod record;
+
+use std::time::Duration;
+
+pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered};
+pub use self::record::{MAX_RECORD_ROWS, record};
+
+/// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
+pub const LEASE: Duration = Duration::from_secs(45);

@@ -1,0 +1,104 @@
+//! Results: one statement writes many outcomes.
+
+use sqlx::postgres::PgConnection;
+
+use crate::model::{Change, Outcome};
+use crate::store::{StoreError, in_time};
+
+/// Outcomes that one record statement writes at most.
+pub const MAX_RECORD_ROWS: usize = 2_000;
+
+/// Parameters: one array per column of [`Outcome`]. Returns how many rows were written.
+const RECORD: &str = "
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+o AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::int[], $5::bigint[], $6::timestamp[],
+            $7::bool[], $8::int[], $9::text[], $10::text[], $11::int[], $12::int[])
+        AS o(id, claimed_at, status, charge, delay_us, last_attempt_at, attempted,
+            response_status, response_body, error_message, attempt, duration_ms)
+),
+written AS (
+    UPDATE public.webhook_deliveries d SET
+        status = coalesce(o.status, d.status),
+        attempts = d.attempts + o.charge,
+        last_attempt_at = o.last_attempt_at,
+        -- later than last_attempt_at whatever the clocks do: a recorded failure is no lease
+        next_retry_at = CASE WHEN o.delay_us IS NULL THEN d.next_retry_at
+            ELSE greatest(c.now, o.last_attempt_at + interval '1 microsecond')
+                + o.delay_us * interval '1 microsecond' END,
+        response_status = CASE WHEN o.attempted THEN o.response_status ELSE d.response_status END,
+        response_body = CASE WHEN o.attempted THEN o.response_body ELSE d.response_body END,
+        error_message = CASE WHEN o.attempted OR o.status IS NOT NULL THEN o.error_message
+            ELSE d.error_message END,
+        delivered_at = CASE WHEN o.status = 'delivered' THEN c.now ELSE d.delivered_at END
+    FROM o CROSS JOIN clock c
+    WHERE d.id = o.id AND CASE
+        -- a fact, even when the lease was lost
+        WHEN o.status = 'delivered' THEN d.status <> 'delivered'
+        -- only while the lease is ours: nobody else has claimed or recorded since
+        ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
+            AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
+    RETURNING d.id, d.created_at, o.charge, o.last_attempt_at, o.response_status, o.response_body,
+        o.error_message, o.attempt, o.duration_ms
+),
+history AS (
+    INSERT INTO public.posthaste_attempts
+        (delivery_id, attempt, started_at, duration_ms, response_status, response_body, error_message,
+        charged)
+    SELECT w.id, w.attempt, w.last_attempt_at, w.duration_ms, w.response_status, w.response_body,
+        w.error_message, w.charge > 0
+    FROM written w
+    WHERE w.attempt IS NOT NULL
+      -- bounded: the first ones tell how it began, the row itself tells how it is
+      AND (SELECT count(*) FROM public.posthaste_attempts h
+           WHERE h.delivery_id = w.id AND h.started_at >= w.created_at) < 50
+)
+SELECT count(*) FROM written";
+
+/// Writes `outcomes` in one statement. Returns how many rows were written: fewer where a lease was lost, or
+/// where the same outcome was written before. Writing twice changes nothing.
+///
+/// # Errors
+/// After any error the connection must be dropped; the outcomes can be written again.
+pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<u64, StoreError> {
+    fn column<T>(outcomes: &[Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
+        outcomes.iter().map(of).collect()
+    }
+    // PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
+    let text = |text: &Option<String>| text.as_ref().map(|t| t.replace('\0', "\u{fffd}"));
+    let query = sqlx::query_scalar(RECORD)
+        .bind(column(outcomes, |o| o.delivery.0))
+        .bind(column(outcomes, |o| o.claimed_at))
+        .bind(column(outcomes, |o| status(o.change)))
+        .bind(column(outcomes, |o| i32::from(is_charged(o.change))))
+        .bind(column(outcomes, |o| delay_micros(o.change)))
+        .bind(column(outcomes, |o| o.last_attempt_at))
+        .bind(column(outcomes, |o| o.change == Change::Delivered || o.failed.is_some()))
+        .bind(column(outcomes, |o| o.response_status.map(i32::from)))
+        .bind(column(outcomes, |o| text(&o.response_body)))
+        .bind(column(outcomes, |o| text(&o.error_message)))
+        .bind(column(outcomes, |o| o.failed.map(|f| f.number as i32)))
+        .bind(column(outcomes, |o| o.failed.map(|f| f.duration.as_millis().min(i32::MAX as u128) as i32)));
+    let written: i64 = in_time(query.fetch_one(connection)).await?;
+    Ok(written as u64)
+}
+
+fn status(change: Change) -> Option<&'static str> {
+    match change {
+        Change::Delivered => Some("delivered"),
+        Change::Failed { .. } => Some("failed"),
+        Change::Dead { .. } => Some("dead"),
+        Change::Postponed { .. } | Change::GivenBack => None,
+    }
+}
+
+fn is_charged(change: Change) -> bool {
+    matches!(change, Change::Delivered | Change::Failed { .. } | Change::Dead { charged: true })
+}
+
+fn delay_micros(change: Change) -> Option<i64> {
+    match change {
+        Change::Failed { delay } | Change::Postponed { delay } => Some(delay.as_micros() as i64),
+        Change::Delivered | Change::Dead { .. } | Change::GivenBack => None,
+    }
+}
