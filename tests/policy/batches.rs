@@ -254,3 +254,22 @@ async fn lowering_batch_size_to_one_leaves_no_batch_with_a_broken_body() {
     assert_eq!(receiver.accepted().len(), 30);
     check_invariants(&db, &[&receiver]).await;
 }
+
+#[tokio::test]
+async fn a_part_of_a_refused_batch_charges_nobody_when_it_fails_otherwise() {
+    let (db, failed) = (Db::new().await, std::sync::atomic::AtomicUsize::new(0));
+    let receiver = Receiver::scripted(move |request| match request.event_ids().len() {
+        8 => Reply::Status(413),
+        4 if failed.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 2 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).batch_size(8).retry(0, 100).insert().await;
+    db.events(org, 8).await;
+    let _program = Posthaste::serve(&db.url).await;
+    db.settled().await;
+    // Without retries, one charge would have been the end of them.
+    assert_eq!(db.deliveries("status = 'delivered' AND attempts = 1").await, 8);
+    assert_eq!(db.number("SELECT count(*) FROM posthaste_attempts WHERE NOT charged").await, 8);
+    check_invariants(&db, &[&receiver]).await;
+}
