@@ -80,6 +80,11 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     let state = dispatcher.supervisor.send(supervisor::Snapshot).await.expect("the supervisor lives");
     assert_eq!((state.panics, state.destinations), (1, 2));
 
+    let destinations =
+        dispatcher.supervisor.send(supervisor::Destinations).await.expect("the supervisor lives");
+    assert_eq!(destinations.len(), 2);
+    assert!(destinations.iter().all(|d| d.ready == 0 && !d.tripped && d.fault.is_none()), "{destinations:?}");
+
     dispatcher.stop().await;
     drop(db);
     tokio::task::spawn_blocking(move || server.stop()).await.expect("no panic").expect("stopped");
