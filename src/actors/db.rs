@@ -26,10 +26,12 @@ use crate::store::{ConnectOptions, StoreError};
 const GATHER: Duration = Duration::from_millis(5);
 /// From how many results in the last statement on it counts as load.
 const LOAD_ROWS: usize = 64;
+/// Results that may wait to be written; beyond, nothing is claimed.
+const MAX_RESULTS_WAITING: usize = 5 * MAX_RECORD_ROWS;
 /// Bytes that an event takes besides its payload and content.
 const EVENT_OVERHEAD_BYTES: usize = 512;
 
-/// From a destination: give me work. The reply is always sent, but may take as long as the database does.
+/// From a destination: give me work. The reply may take as long as the database does.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Claim {
@@ -182,7 +184,9 @@ impl DbActor {
 
     /// Starts a claim statement if none is under way and somebody waits.
     fn claim(&mut self, ctx: &mut Context<Self>) {
-        if self.claim_lane.is_none() {
+        // What cannot be recorded would be sent again and again.
+        let unwritten = self.record_trouble.is_some() || self.work.outcomes.len() > MAX_RESULTS_WAITING;
+        if self.claim_lane.is_none() || unwritten {
             return;
         }
         let group = self.next_claims(ctx);
@@ -299,8 +303,11 @@ impl DbActor {
 
     /// Starts to write what is to be written, if nothing is being written.
     fn record(&mut self, ctx: &mut Context<Self>) {
-        if self.work.is_empty() && self.record_lane.is_some() {
-            self.flushes.drain(..).for_each(|done| done.send(()).unwrap_or(()));
+        if self.work.is_empty() {
+            // What a claim that is still under way brings may have to be given back.
+            if self.record_lane.is_some() && self.claim_lane.is_some() {
+                self.flushes.drain(..).for_each(|done| done.send(()).unwrap_or(()));
+            }
             return;
         }
         let under_load = self.last_recorded >= LOAD_ROWS && self.work.outcomes.len() < MAX_RECORD_ROWS;
@@ -320,39 +327,46 @@ impl DbActor {
         let rows = if self.careful > 0 { 1 } else { MAX_RECORD_ROWS };
         let mut work = self.work.take(rows);
         self.careful = self.careful.saturating_sub(work.outcomes.len());
+        let sent = work.outcomes.len();
         let write = async move {
             let done = lane.write(&mut work).await;
             (lane, work, done)
         };
-        ctx.spawn(write.into_actor(self).map(|(lane, work, done), this, ctx| {
+        ctx.spawn(write.into_actor(self).map(move |(lane, work, done), this, ctx| {
             this.record_lane = Some(lane);
-            this.recorded(work, done);
+            this.recorded(sent, work, done);
             this.record(ctx);
             this.claim(ctx);
         }));
     }
 
-    /// `left` is what was not written.
-    fn recorded(&mut self, mut left: Work, done: Result<usize, StoreError>) {
+    /// `left` is what was not written of `sent` outcomes and the rest.
+    fn recorded(&mut self, sent: usize, mut left: Work, done: Result<(), StoreError>) {
+        // Whatever failed afterwards: these are written.
+        let written = sent - left.outcomes.len();
+        self.results_done += written as u64;
+        self.stats.recorded += written as u64;
         match done {
-            Ok(rows) => {
+            Ok(()) => {
                 if self.record_trouble.take().is_some() {
                     log::info!("results are written again");
                 }
-                self.last_recorded = rows;
-                self.results_done += rows as u64;
+                self.last_recorded = written;
                 self.stats.record_statements += 1;
-                self.stats.recorded += rows as u64;
             }
             Err(error) if error.is_about_data() && left.outcomes.len() == 1 => {
                 let delivery = left.outcomes[0].delivery;
                 log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
                 left.outcomes.clear();
                 self.results_done += 1;
+                self.record_trouble = None;
             }
             Err(error) => {
-                if error.is_about_data() {
+                if left.outcomes.len() > 1 && (error.is_about_data() || error.is_about_locks()) {
+                    // One by one: a single bad or locked row must not hold up the others.
                     self.careful = left.outcomes.len();
+                } else if error.is_about_locks() {
+                    self.work.outcomes.append(&mut left.outcomes);
                 }
                 if self.record_trouble.is_none() {
                     log::error!("writing results failed, trying again until it works: {error}");

@@ -58,7 +58,7 @@ impl ClaimLane {
         max_event_bytes: usize,
     ) -> Result<Vec<Grant>, StoreError> {
         self.backoff.wait().await;
-        // Taken out while in use: a connection in an unknown state is dropped, not used again.
+        // A connection in an unknown state is not used again.
         let result = self.try_claim(asks, max_event_bytes).await;
         if result.is_err() {
             self.open = None;
@@ -181,8 +181,8 @@ impl RecordLane {
         RecordLane { options, connection: None, backoff: Backoff::default() }
     }
 
-    /// Writes `work`, and leaves in it what was not written. Returns how many outcomes were.
-    pub(super) async fn write(&mut self, work: &mut Work) -> Result<usize, StoreError> {
+    /// Writes `work`, and leaves in it what was not written.
+    pub(super) async fn write(&mut self, work: &mut Work) -> Result<(), StoreError> {
         self.backoff.wait().await;
         let result = self.try_write(work).await;
         if result.is_err() {
@@ -192,7 +192,7 @@ impl RecordLane {
         result
     }
 
-    async fn try_write(&mut self, work: &mut Work) -> Result<usize, StoreError> {
+    async fn try_write(&mut self, work: &mut Work) -> Result<(), StoreError> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             closed => closed.insert(store::connect(&self.options).await?),
@@ -228,6 +228,6 @@ impl RecordLane {
             log::warn!("{} operational event(s) could not be written: {error}", events.len());
             self.connection = None;
         }
-        Ok(rows)
+        Ok(())
     }
 }

@@ -12,8 +12,7 @@
 //!                                     a task per request
 //! ```
 //!
-//! Destinations are spread over arbiters (threads); the supervisor and the [`db::DbActor`] have one to
-//! themselves. Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a
+//! Destinations are spread over arbiters (threads); everything else runs on the main thread. Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a
 //! `Finished` per request in flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits
 //! belong to the whole process and are shared fairly between organizations: requests in flight, and bytes of
 //! events in memory.

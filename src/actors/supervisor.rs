@@ -97,6 +97,8 @@ pub struct Supervisor {
     living: HashMap<(DestinationId, u64), Addr<DestinationActor>>,
     generation: u64,
     respawn_delays: HashMap<DestinationId, Duration>,
+    /// Those that panicked and whose return is planned.
+    returning: BTreeSet<DestinationId>,
     /// Changed destinations that are to be loaded.
     changed: BTreeSet<DestinationId>,
     loading: bool,
@@ -122,6 +124,7 @@ impl Supervisor {
             living: HashMap::new(),
             generation: 0,
             respawn_delays: HashMap::new(),
+            returning: BTreeSet::new(),
             changed: BTreeSet::new(),
             loading: false,
             polling: false,
@@ -163,7 +166,8 @@ impl Supervisor {
         let enabled: HashMap<_, _> = seen.iter().map(|seen| (seen.destination, seen)).collect();
         let gone: Vec<DestinationId> =
             self.children.keys().filter(|id| !enabled.contains_key(id)).copied().collect();
-        gone.into_iter().for_each(|id| self.retire(id));
+        // Looked at again: it may have been enabled since this poll began.
+        self.changed.extend(gone);
         for seen in seen {
             match self.children.get(&seen.destination) {
                 Some(child) if child.version == seen.version => {
@@ -172,7 +176,7 @@ impl Supervisor {
                     }
                 }
                 // Panicked a moment ago: its return is planned.
-                None if self.respawn_delays.contains_key(&seen.destination) => {}
+                None if self.returning.contains(&seen.destination) => {}
                 _ => {
                     self.changed.insert(seen.destination);
                 }
@@ -236,7 +240,7 @@ impl Supervisor {
             Some(child) if child.version == loaded.version => {}
             Some(child) => {
                 child.version = loaded.version;
-                child.addr.do_send(Reconfigure(Box::new(loaded.destination)));
+                child.addr.do_send(Reconfigure(Box::new(loaded.destination), loaded.saved));
             }
             None => self.spawn(loaded),
         }
@@ -395,6 +399,7 @@ impl Handler<Stopped> for Supervisor {
             } else if !self.is_stopping {
                 let delay = self.respawn_delays.get(&id).map_or(MIN_RESPAWN_DELAY, |d| *d * 2);
                 self.respawn_delays.insert(id, delay.min(MAX_RESPAWN_DELAY));
+                self.returning.insert(id);
                 ctx.notify_later(Respawn(id), delay.min(MAX_RESPAWN_DELAY));
             }
         }
@@ -406,6 +411,7 @@ impl Handler<Respawn> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Respawn(id): Respawn, ctx: &mut Self::Context) {
+        self.returning.remove(&id);
         self.changed.insert(id);
         self.load(ctx);
         // A life that lasts is not punished for the one before.

@@ -148,8 +148,11 @@ impl Health {
         self.last_success = Some(now);
         self.failing_since = None;
         self.failed_requests = 0;
-        self.paused_until = None;
-        self.pauses = 0;
+        // What was in flight when a pause began says nothing about the pause.
+        if self.paused_until.is_none_or(|until| until <= now) {
+            self.paused_until = None;
+            self.pauses = 0;
+        }
         self.alive(most);
     }
 
@@ -355,6 +358,8 @@ mod tests {
         assert_eq!(health.permit(at(60), 0, 32), Permit::Go);
         health.pause(at(60), None, backoff);
         assert_eq!(health.permit(at(60), 0, 32), Permit::Until(at(80)), "the second pause in a row");
+        health.succeeded(at(70), 32);
+        assert_eq!(health.permit(at(79), 0, 32), Permit::Until(at(80)), "an older request succeeded");
         health.succeeded(at(90), 32);
         health.pause(at(91), None, backoff);
         assert_eq!(health.permit(at(91), 0, 32), Permit::Until(at(101)), "the first one again");

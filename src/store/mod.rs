@@ -49,6 +49,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether somebody else held a lock for too long (SQLSTATE 55P03), or both waited for each other (40P01).
+    pub fn is_about_locks(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => {
+                matches!(error.code().as_deref(), Some("55P03" | "40P01"))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the database refused the data (SQLSTATE classes 22 and 23) rather than the moment: trying
     /// again with the same data will not help.
     pub fn is_about_data(&self) -> bool {
@@ -100,6 +110,10 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
         ("enable_mergejoin", "off"),
         ("enable_seqscan", "off"),
         ("jit", "off"),
+        // Somebody's long transaction holds up what it has locked, and little else.
+        ("lock_timeout", "1s"),
+        // A claim of ordered destinations whose process has gone must not keep its locks.
+        ("idle_in_transaction_session_timeout", "10s"),
     ])
 }
 

@@ -194,3 +194,25 @@ async fn a_row_that_somebody_locks_holds_back_its_own_queue_and_nobody_else() {
     assert_eq!(arrived(&locked), inserted);
     check_invariants(&db, &[&locked, &free]).await;
 }
+
+#[tokio::test]
+async fn a_queue_whose_head_waits_for_its_retry_is_left_alone_until_then() {
+    let db = Db::new().await;
+    let first = Mutex::new(true);
+    let receiver = Receiver::scripted(move |_| {
+        Reply::Status(if std::mem::take(&mut *first.lock().unwrap()) { 400 } else { 200 })
+    });
+    let org = db.org().await;
+    let destination = db.destination(org, receiver.url("/")).retry(3, 3_000);
+    destination.setting("ordered", true).insert().await;
+    let inserted = db.events(org, 3).await;
+    let mut program = Posthaste::serve(&db.url).await;
+    db.settled().await;
+    assert_eq!(accepted(&receiver), inserted);
+    // Statistics are complete when the connections are closed.
+    program.terminate().await;
+    let scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'posthaste_deliveries_order'";
+    let scans = db.number(scans).await;
+    assert!(scans < 100, "{scans} scans for three deliveries");
+    check_invariants(&db, &[&receiver]).await;
+}

@@ -112,3 +112,25 @@ async fn a_delivery_deleted_while_it_is_in_flight_hurts_nobody() {
     assert!(!program.log().contains("panicked"));
     check_invariants(&db, &[&receiver]).await;
 }
+
+#[tokio::test]
+async fn a_row_that_somebody_locks_does_not_keep_other_results_from_being_written() {
+    let (release, released) = tokio::sync::watch::channel(false);
+    let (db, receiver) = (Db::new().await, Receiver::with(Reply::Held(200, released)));
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).insert().await;
+    let locked = db.events(org, 1).await[0];
+    let _program = Posthaste::serve(&db.url).await;
+    eventually("its request is in flight", async || receiver.in_flight() == 1).await;
+    let mut transaction = db.pool.begin().await.unwrap();
+    let lock = sqlx::query("SELECT FROM webhook_deliveries WHERE log_id = $1 FOR UPDATE").bind(locked);
+    lock.execute(&mut *transaction).await.unwrap();
+    db.events(org, 20).await;
+    eventually("all are in flight", async || receiver.in_flight() == 21).await;
+    release.send(true).unwrap();
+    eventually("the others are recorded", async || db.deliveries("status = 'delivered'").await == 20).await;
+    transaction.rollback().await.unwrap();
+    db.settled().await;
+    assert!(receiver.accepted().values().all(|times| *times == 1), "nothing was sent twice");
+    check_invariants(&db, &[&receiver]).await;
+}

@@ -24,7 +24,7 @@ use self::pump::Pace;
 use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Remember};
-use super::limit::{Freed, Held};
+use super::limit::{Freed, Held, Limit};
 use crate::clock::{self, DbClock};
 use crate::model::{Attempt, DbTime, Destination, DestinationId};
 use crate::outbound::{Sender, Target};
@@ -45,10 +45,10 @@ const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub struct Wake;
 
-/// From the supervisor: the row or its settings have changed.
+/// From the supervisor: the row or its settings have changed. The state comes along, as enabling clears it.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Reconfigure(pub Box<Destination>);
+pub struct Reconfigure(pub Box<Destination>, pub Saved);
 
 /// From the supervisor: give back what has not started, end what has, and stop. What is still running after
 /// the grace is aborted and given back uncharged; `None` waits for as long as it takes.
@@ -110,11 +110,14 @@ struct InFlight {
 struct Obituary {
     stopped: Stopped,
     to: Recipient<Stopped>,
+    slots: Limit,
 }
 
 impl Drop for Obituary {
     fn drop(&mut self) {
         self.to.do_send(self.stopped);
+        // A place that was offered to it would be lost.
+        self.slots.tell_next();
     }
 }
 
@@ -195,7 +198,7 @@ impl DestinationActor {
             rest_until: None,
             halted: false,
             retiring: false,
-            obituary: Obituary { stopped, to: links.stopped.clone() },
+            obituary: Obituary { stopped, to: links.stopped.clone(), slots: links.shared.slots.clone() },
             destination,
             links,
         };
@@ -337,7 +340,7 @@ impl Handler<Finished> for DestinationActor {
 impl Handler<Reconfigure> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, Reconfigure(destination): Reconfigure, ctx: &mut Self::Context) {
+    fn handle(&mut self, Reconfigure(destination, saved): Reconfigure, ctx: &mut Self::Context) {
         log::info!("destination={} has changed", destination.id);
         if self.halted {
             // It asked to be disabled and is loaded as enabled: that life is over, the supervisor starts
@@ -357,6 +360,10 @@ impl Handler<Reconfigure> for DestinationActor {
         }
         self.destination = destination;
         self.sender = self.compile();
+        if saved == Saved::default() && self.saved != saved {
+            self.health = Health::new(limits(&self.links.shared), saved);
+            self.saved = saved;
+        }
         self.health.reconfigured(self.clock.now(), limits(&self.links.shared));
         self.look(ctx);
     }

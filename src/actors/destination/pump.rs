@@ -27,7 +27,10 @@ impl DestinationActor {
             while self.send_next(now, ctx) {}
             self.claim_more(ctx);
         }
-        self.remember();
+        // After its end was ordered, a newer life may have other things to remember.
+        if !self.retiring {
+            self.remember();
+        }
         if self.retiring && self.in_flight.is_empty() && !self.claiming {
             self.obituary.stopped.clean = true;
             ctx.stop();

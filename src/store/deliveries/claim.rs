@@ -18,6 +18,9 @@ pub const MAX_CLAIM_ROWS: usize = 2_000;
 const SURELY_SMALL_BYTES: i32 = 48 << 10;
 /// How far an ordered claim looks for leases of other processes when it has no reason to look further.
 const ORDERED_LOOKAHEAD: i64 = 1_000;
+/// How far it looks when the destination may have been unordered a moment ago. Bounded: a queue of millions must
+/// not hold up the claims of all.
+const ORDERED_LOOKAHEAD_AT_START: i64 = 50_000;
 
 /// What one destination asks of a claim.
 #[derive(Clone, Debug)]
@@ -29,7 +32,7 @@ pub struct Ask {
     /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed
     /// already.
     pub since: Option<DbTime>,
-    /// Stop after the event with which the stored sizes reach this many bytes.
+    /// Stop after the event with which their sizes reach this many bytes.
     pub max_bytes: u64,
     /// Claim in insertion order, nothing while a lease is live.
     pub ordered: Option<Ordered>,
@@ -40,7 +43,7 @@ pub struct Ask {
 pub enum Ordered {
     /// Among the next rows, where an ordered claim would have put them.
     Near,
-    /// Everywhere: the destination may have been unordered a moment ago.
+    /// Much further: the destination may have been unordered a moment ago.
     Everywhere,
 }
 
@@ -190,7 +193,10 @@ picked AS MATERIALIZED (SELECT * FROM head WHERE due),
 SELECT 0::int2 AS kind, t.* FROM taken t
 UNION ALL
 SELECT 1::int2, a.destination_id, c.now, {NULLS},
-    (SELECT min(h.next_retry_at) FROM head h WHERE h.destination_id = a.destination_id AND NOT h.due)
+    -- when the head falls due; a head that is due and held back is being changed by somebody at this moment
+    (SELECT CASE WHEN h.next_retry_at > c.now THEN h.next_retry_at ELSE c.now + interval '1 second' END
+     FROM head h WHERE h.destination_id = a.destination_id AND NOT h.due
+     ORDER BY h.created_at, h.id LIMIT 1)
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
@@ -199,7 +205,7 @@ FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
 /// The common end of both claims: read the events of what was picked, cut at the byte limit, write the lease.
 const TAKE: &str = "
 sized AS MATERIALIZED (
-    SELECT p.*, {EVENT}, coalesce(sum(pg_column_size(l.payload) + 512) OVER earlier, 0) AS bytes_before
+    SELECT p.*, {EVENT}, coalesce(sum({SIZE}) OVER earlier, 0) AS bytes_before
     FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
     WINDOW earlier AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
@@ -249,7 +255,16 @@ impl ClaimSql {
              l.payload, l.created_at AS event_created_at",
             optional.join(", ")
         );
-        let take = TAKE.replace("{EVENT}", &event).replace("{SMALL}", &SURELY_SMALL_BYTES.to_string());
+        // What is stored may be compressed: only what is too short for that is taken as it is.
+        let content = if has("content") { "coalesce(octet_length(l.content), 0)" } else { "0" };
+        let size = format!(
+            "{content} + 512 + CASE WHEN pg_column_size(l.payload) < 2000 THEN pg_column_size(l.payload) \
+             ELSE octet_length(l.payload::text) END"
+        );
+        let take = TAKE
+            .replace("{EVENT}", &event)
+            .replace("{SIZE}", &size)
+            .replace("{SMALL}", &SURELY_SMALL_BYTES.to_string());
         let fill = |template: &str, order: &str| {
             let take = take.replace("{ORDER}", order);
             Arc::from(template.replace("{TAKE}", &take).replace("{NULLS}", NULLS))
@@ -297,7 +312,7 @@ impl ClaimSql {
                 sqlx::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
             let asks: Vec<Ask> = asks.iter().filter(|a| locked.contains(&a.destination.0)).cloned().collect();
             let lookahead = |ask: &Ask| match ask.ordered {
-                Some(Ordered::Everywhere) => i64::MAX,
+                Some(Ordered::Everywhere) => ORDERED_LOOKAHEAD_AT_START,
                 _ => ORDERED_LOOKAHEAD,
             };
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim_ordered)))
