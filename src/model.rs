@@ -301,6 +301,22 @@ pub struct Outcome {
     pub failed: Option<FailedAttempt>,
 }
 
+impl Outcome {
+    /// The outcome that undoes the claim of `delivery`.
+    pub fn given_back(delivery: &Delivery) -> Outcome {
+        Outcome {
+            delivery: delivery.id,
+            claimed_at: delivery.claimed_at,
+            change: Change::GivenBack,
+            last_attempt_at: delivery.previous_attempt_at,
+            response_status: None,
+            response_body: None,
+            error_message: None,
+            failed: None,
+        }
+    }
+}
+
 /// A failed attempt, for `posthaste_attempts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailedAttempt {

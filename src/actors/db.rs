@@ -15,7 +15,7 @@ use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
 use crate::clock;
 use crate::config::Config;
-use crate::model::{Change, DbTime, Delivery, DestinationId, OrgId, Outcome};
+use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
 use crate::policy::fairness::FairQueue;
 use crate::policy::health::Saved;
 use crate::store::deliveries::{self, Ask, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
@@ -262,7 +262,7 @@ impl DbActor {
             };
             let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
             if !claim.reply.connected() {
-                let unwanted = leased.iter().map(|leased| give_back(&leased.delivery)).collect();
+                let unwanted = leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect();
                 self.add_results(unwanted);
                 continue;
             }
@@ -386,20 +386,6 @@ impl DbActor {
 impl Granted {
     fn nothing() -> Granted {
         Granted { leased: Vec::new(), more: false, next_due: None, reached: None, clock: None }
-    }
-}
-
-/// The outcome that undoes the claim of `delivery`.
-pub fn give_back(delivery: &Delivery) -> Outcome {
-    Outcome {
-        delivery: delivery.id,
-        claimed_at: delivery.claimed_at,
-        change: Change::GivenBack,
-        last_attempt_at: delivery.previous_attempt_at,
-        response_status: None,
-        response_body: None,
-        error_message: None,
-        failed: None,
     }
 }
 

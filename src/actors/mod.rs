@@ -12,10 +12,10 @@
 //!                                     a task per request
 //! ```
 //!
-//! Destinations are spread over arbiters (threads); everything else runs on the main thread. Mailboxes are never full: a destination has at most one `Claim` and one `Wake` under way and a
-//! `Finished` per request in flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits
-//! belong to the whole process and are shared fairly between organizations: requests in flight, and bytes of
-//! events in memory.
+//! Destinations are spread over arbiters (threads); everything else runs on the main thread. Mailboxes are
+//! never full: a destination has at most one `Claim` and one `Wake` under way and a `Finished` per request in
+//! flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole process
+//! and are shared fairly between organizations: requests in flight, and bytes of events in memory.
 //!
 //! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends
 //! what has, within the grace; the results are written; the arbiters stop.

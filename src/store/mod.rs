@@ -49,7 +49,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether somebody else held a lock for too long (SQLSTATE 55P03), or both waited for each other (40P01).
+    /// Whether somebody else held a lock for too long (SQLSTATE 55P03), or both waited for each other
+    /// (40P01).
     pub fn is_about_locks(&self) -> bool {
         match self {
             StoreError::Database(sqlx::Error::Database(error)) => {

@@ -6,7 +6,7 @@ use actix::prelude::*;
 
 use super::ready::{Batch, Next};
 use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
-use crate::actors::db::{Claim, Leased, Record, give_back};
+use crate::actors::db::{Claim, Leased, Record};
 use crate::actors::limit::Held;
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery, Outcome};
@@ -175,7 +175,7 @@ impl DestinationActor {
             self.reached = None;
             self.hungry = true;
             self.behind = true;
-            self.record(leased.iter().map(|leased| give_back(&leased.delivery)).collect());
+            self.record(leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect());
         }
     }
 

@@ -255,7 +255,7 @@ enum Plan {
 }
 
 fn bare(delivery: &Delivery, change: Change) -> Outcome {
-    Outcome { change, ..crate::actors::db::give_back(delivery) }
+    Outcome { change, ..Outcome::given_back(delivery) }
 }
 
 fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt) -> Outcome {

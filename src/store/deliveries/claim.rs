@@ -18,8 +18,8 @@ pub const MAX_CLAIM_ROWS: usize = 2_000;
 const SURELY_SMALL_BYTES: i32 = 48 << 10;
 /// How far an ordered claim looks for leases of other processes when it has no reason to look further.
 const ORDERED_LOOKAHEAD: i64 = 1_000;
-/// How far it looks when the destination may have been unordered a moment ago. Bounded: a queue of millions must
-/// not hold up the claims of all.
+/// How far it looks when the destination may have been unordered a moment ago. Bounded: a queue of millions
+/// must not hold up the claims of all.
 const ORDERED_LOOKAHEAD_AT_START: i64 = 50_000;
 
 /// What one destination asks of a claim.
