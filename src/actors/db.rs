@@ -139,8 +139,7 @@ pub struct DbActor {
     record_lane: Option<RecordLane>,
     claims: FairQueue<Claim>,
     claims_waiting: usize,
-    /// Claims of ordered destinations, each with the number of results that must be written before it: until
-    /// then its own leases would stand in its way.
+    /// Claims that wait for results, each with the number of results that must be written before it.
     after_results: VecDeque<(u64, Claim)>,
     results_received: u64,
     results_done: u64,
@@ -246,7 +245,6 @@ impl DbActor {
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
         for claim in group {
             let granted = grants.remove(&claim.ask.destination);
-            let missing = granted.is_none();
             let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
             self.stats.claimed += grant.deliveries.len() as u64;
             let lease = |claimed: deliveries::Claimed| {
@@ -271,7 +269,7 @@ impl DbActor {
                 more: grant.more,
                 next_due: grant.next_due,
                 reached: grant.reached,
-                clock: (!missing && grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
+                clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
             });
         }
     }
