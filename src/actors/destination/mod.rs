@@ -10,7 +10,7 @@ mod pump;
 mod ready;
 mod settle;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,6 +100,7 @@ pub struct DestinationSnapshot {
 
 struct InFlight {
     batch: Batch,
+    began: Instant,
     started_at: DbTime,
     probe: bool,
     task: JoinHandle<()>,
@@ -145,8 +146,14 @@ pub struct DestinationActor {
     saved: Saved,
     clock: DbClock,
     ready: Ready,
-    in_flight: HashMap<u64, InFlight>,
+    /// By number, and so by age.
+    in_flight: BTreeMap<u64, InFlight>,
     next_request: u64,
+    /// Requests in flight that the receiver has been found worth of.
+    width: usize,
+    /// When `width` last grew.
+    widened: Instant,
+    waits_to_widen: bool,
     /// Something may be due that was not claimed yet.
     hungry: bool,
     claiming: bool,
@@ -184,8 +191,11 @@ impl DestinationActor {
             saved,
             clock: db_clock,
             ready: Ready::default(),
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             next_request: 0,
+            width: 0,
+            widened: clock::now(),
+            waits_to_widen: false,
             hungry: false,
             claiming: false,
             hinted: false,
@@ -392,7 +402,7 @@ impl Handler<Retire> for DestinationActor {
         self.retiring = true;
         if let Some(grace) = grace {
             ctx.run_later(grace, |this, ctx| {
-                let aborted: Vec<InFlight> = this.in_flight.drain().map(|(_, in_flight)| in_flight).collect();
+                let aborted: Vec<InFlight> = std::mem::take(&mut this.in_flight).into_values().collect();
                 for in_flight in aborted {
                     in_flight.task.abort();
                     this.return_unsent(in_flight.batch.leased);

@@ -14,6 +14,19 @@ use crate::outbound::Request;
 use crate::policy::health::Permit;
 use crate::store::deliveries::Ask;
 
+/// Requests that a destination has in flight before it knows how fast its receiver is. A few keep a fast one
+/// busy; each may cost a connection, which costs several times what a request does.
+const FIRST_WIDTH: usize = 4;
+/// The number doubles when a request takes longer than this ...
+const PATIENCE: Duration = Duration::from_millis(10);
+/// ... and this for each request that the whole process has in flight: at most so long it may have been slow
+/// because of us.
+const PATIENCE_PER_REQUEST: Duration = Duration::from_micros(100);
+
+/// Deliveries that a destination asks for at least, before its pace is known: a claim for less costs more per
+/// delivery, and thousands of destinations that ask for more fill the memory with what has to wait.
+const MIN_READY: f64 = 32.0;
+
 impl DestinationActor {
     /// Sends what may be sent, then asks for more.
     pub(super) fn pump(&mut self, ctx: &mut Context<Self>) {
@@ -45,6 +58,7 @@ impl DestinationActor {
         }
         let in_flight = self.in_flight.len() as u32;
         let probe = match self.health.permit(self.clock.now(), in_flight, self.most_in_flight()) {
+            Permit::Go if !self.may_widen(now, ctx) => return false,
             Permit::Go => false,
             Permit::Probe => true,
             Permit::Full => return false,
@@ -85,6 +99,32 @@ impl DestinationActor {
         true
     }
 
+    /// Whether one more request in flight is worth a connection: a receiver that answers fast needs few, one
+    /// that is slow soon gets all that it may have.
+    fn may_widen(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
+        let Some((_, oldest)) = self.in_flight.first_key_value() else {
+            self.width = FIRST_WIDTH;
+            return true;
+        };
+        if self.in_flight.len() < self.width || self.ready.len() == 0 {
+            return true;
+        }
+        let in_all = self.links.shared.slots.held() as u32;
+        let slow = oldest.began.max(self.widened) + PATIENCE + PATIENCE_PER_REQUEST * in_all;
+        if now < slow {
+            if !std::mem::replace(&mut self.waits_to_widen, true) {
+                ctx.run_later(slow - now, |this, ctx| {
+                    this.waits_to_widen = false;
+                    this.pump(ctx);
+                });
+            }
+            return false;
+        }
+        self.width *= 2;
+        self.widened = now;
+        true
+    }
+
     fn start(&mut self, batch: Batch, probe: bool, slot: Held, ctx: &mut Context<Self>) {
         self.next_request += 1;
         let request = self.next_request;
@@ -111,7 +151,8 @@ impl DestinationActor {
             };
             report.finished = Some(Finished { request, attempt });
         });
-        self.in_flight.insert(request, InFlight { batch, started_at, probe, task, _slot: slot });
+        let began = clock::now();
+        self.in_flight.insert(request, InFlight { batch, began, started_at, probe, task, _slot: slot });
     }
 
     /// Asks for more work if there may be any and little is ready.
@@ -158,8 +199,9 @@ impl DestinationActor {
         if self.destination.settings.ordered && (self.ready.len() > 0 || in_flight > 0) {
             return 0;
         }
-        let allowed = f64::from(self.health.allowed(self.most_in_flight()));
-        let rounds = (2.0 * allowed * batch).max(self.pace.per_second);
+        let allowed = self.health.allowed(self.most_in_flight()) as usize;
+        let width = self.width.clamp(FIRST_WIDTH, allowed.max(FIRST_WIDTH)) as f64;
+        let rounds = (2.0 * width * batch).max(MIN_READY).max(self.pace.per_second);
         let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
         let most = if self.destination.settings.ordered { MAX_ORDERED_READY } else { MAX_READY };
         let target = rounds.min(by_rate).min(most).max(batch);
