@@ -187,15 +187,15 @@ async fn run_status(args: &StatusArgs) -> Result<ExitCode, Failure> {
     if args.json {
         print_json(&survey);
     } else {
-        println!("{:<24} secrets", "stored");
-        println!("{:<24} {}", "as plain text", survey.plain);
+        println!("{:<28} secrets", "stored");
+        println!("{:<28} {}", "as plain text", survey.plain);
         for key in &survey.keys {
             let place = match key.place {
                 Place::First => " (encrypts)",
                 Place::Further => "",
                 Place::Missing => " (missing)",
             };
-            println!("{:<24} {}", format!("under {}{place}", key.id), key.secrets);
+            println!("{:<28} {}", format!("under {}{place}", key.id), key.secrets);
         }
         survey.problems.print();
     }
