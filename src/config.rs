@@ -4,6 +4,7 @@
 //! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so
 //! that all faults can be reported at once and not one per run.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 
 use crate::model::Secret;
 use crate::policy::egress::Rules;
+use crate::policy::keyring::KeyRing;
 
 /// Where `/healthz` and `/readyz` answer: loopback, because nothing should be open by accident.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8460";
@@ -55,6 +57,33 @@ pub struct DataDirArgs {
     pub data_dir: Option<PathBuf>,
 }
 
+/// The keys of the secrets in the database.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SecretKeyArgs {
+    /// Keys of the secrets in the database, comma-separated, 32 bytes in base64 each: the first one encrypts,
+    /// all of them decrypt
+    #[arg(long, env = "POSTHASTE_SECRET_KEY", hide_env_values = true, value_name = "KEYS",
+          value_parser = hidden)]
+    pub secret_key: Option<Secret>,
+}
+
+/// A value that `Debug` must not show.
+fn hidden(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}
+
+impl SecretKeyArgs {
+    /// Reads the keys; without any, only plain secrets can be used.
+    ///
+    /// # Errors
+    /// All faults at once. They don't repeat any key.
+    pub fn keys(&self) -> Result<KeyRing, ConfigFaults> {
+        let Some(text) = &self.secret_key else { return Ok(KeyRing::default()) };
+        let named = |fault| format!("--secret-key: {fault}; posthaste secrets generate-key makes a key");
+        KeyRing::parse(text).map_err(|faults| ConfigFaults(faults.into_iter().map(named).collect()))
+    }
+}
+
 /// The options that every dispatcher takes, whatever its database is.
 #[derive(Args, Clone, Debug)]
 pub struct DispatchArgs {
@@ -71,6 +100,9 @@ pub struct DispatchArgs {
     /// File with further root certificates to trust, PEM
     #[arg(long, env = "POSTHASTE_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub secret_key: SecretKeyArgs,
     /// How often to look for work that no notification announced, a duration from 100ms to 1h
     #[arg(long, env = "POSTHASTE_POLL_INTERVAL", default_value = DEFAULT_POLL_INTERVAL,
           value_name = "DURATION")]
@@ -134,6 +166,8 @@ pub struct Config {
     pub https_only: bool,
     /// Further root certificates, PEM.
     pub ca_file: Option<PathBuf>,
+    /// Keys of the secrets in the database.
+    pub secret_keys: KeyRing,
     /// Pause between two polls.
     pub poll_interval: Duration,
     /// Limit of a graceful shutdown.
@@ -270,6 +304,10 @@ impl DispatchArgs {
         {
             r.faults.push(format!("--ca-file: {} cannot be read: {error}", file.display()));
         }
+        let secret_keys = self.secret_key.keys().unwrap_or_else(|ConfigFaults(faults)| {
+            r.faults.extend(faults);
+            KeyRing::default()
+        });
         let secs = Duration::from_secs;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let config = Config {
@@ -278,6 +316,7 @@ impl DispatchArgs {
             allow_networks,
             https_only: r.bool("--https-only", &self.https_only),
             ca_file: self.ca_file.clone(),
+            secret_keys,
             poll_interval: r.duration(
                 "--poll-interval",
                 &self.poll_interval,

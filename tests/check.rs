@@ -7,7 +7,6 @@ mod common;
 use common::{Db, run};
 use posthaste::store::doctor::{RowSecurity, row_security};
 use sqlx::{AssertSqlSafe, Connection};
-use uuid::Uuid;
 
 const GRANTS: &str = include_str!("../examples/deploy/grants.sql");
 
@@ -21,20 +20,8 @@ fn check(url: &str) -> (i32, String) {
 
 /// A role with what grants.sql grants, and its URL.
 async fn server_role(db: &Db) -> (String, String) {
-    let role = format!("serve_{}", Uuid::new_v4().simple());
-    db.execute(&format!("CREATE ROLE {role} LOGIN")).await;
-    let grants = GRANTS.replace(":\"role\"", &role);
-    sqlx::raw_sql(AssertSqlSafe(grants)).execute(&db.pool).await.unwrap();
-    let mut url = url::Url::parse(db.url.reveal()).unwrap();
-    let pairs: Vec<(String, String)> =
-        url.query_pairs().filter(|(name, _)| name != "user").map(|(k, v)| (k.into(), v.into())).collect();
-    url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("user", &role);
-    (role, url.to_string())
-}
-
-async fn drop_role(db: &Db, role: &str) {
-    db.execute(&format!("DROP OWNED BY {role}")).await;
-    db.execute(&format!("DROP ROLE {role}")).await;
+    let (role, url) = db.role(GRANTS).await;
+    (role, url.reveal().to_owned())
 }
 
 #[actix_rt::test]
@@ -43,7 +30,7 @@ async fn a_migrated_database_is_well_for_the_least_rights() {
     let (role, url) = server_role(&db).await;
     let (code, said) = check(&url);
     assert_eq!((code, said.contains("fault")), (0, false), "{said}");
-    drop_role(&db, &role).await;
+    db.drop_role(&role).await;
 }
 
 #[actix_rt::test]
@@ -100,7 +87,7 @@ async fn the_least_rights_are_enough_for_what_serve_does_and_no_more() {
         assert!(error.contains("permission denied"), "{forbidden}: {error}");
     }
     serve.close().await.unwrap();
-    drop_role(&db, &role).await;
+    db.drop_role(&role).await;
 }
 
 #[actix_rt::test]
@@ -135,7 +122,7 @@ async fn every_fault_is_found_with_its_remedy() {
         sqlx::raw_sql(AssertSqlSafe(harm.replace("ROLE", &role))).execute(&db.pool).await.ok();
         let (code, said) = check(&url);
         assert!(code == 1 && said.contains(remedy), "{harm}: exit {code}\n{said}");
-        drop_role(&db, &role).await;
+        db.drop_role(&role).await;
     }
 }
 
@@ -193,5 +180,5 @@ async fn a_policy_that_lets_everything_through_is_recognised() {
     db.execute("CREATE POLICY less ON webhook_deliveries AS RESTRICTIVE USING (attempts = 0)").await;
     assert!(matches!(row_security(&mut serve).await.unwrap(), RowSecurity::Hiding(_)));
     serve.close().await.unwrap();
-    drop_role(&db, &role).await;
+    db.drop_role(&role).await;
 }

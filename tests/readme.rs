@@ -22,13 +22,7 @@ fn real_table() -> String {
     cli.build();
     let mut rows: Vec<(String, Vec<String>)> = Vec::new();
     let global = cli.get_arguments().filter(|arg| is_option(arg)).map(|arg| (row(arg), "all".to_owned()));
-    let of_command = |command: &Command| {
-        let name = command.get_name().to_owned();
-        let own = command.get_arguments().filter(|arg| is_option(arg) && !arg.is_global_set());
-        own.map(|arg| (row(arg), name.clone())).collect::<Vec<_>>()
-    };
-    let commands = cli.get_subcommands().filter(|command| command.get_name() != "help");
-    for (row, command) in global.chain(commands.flat_map(of_command)) {
+    for (row, command) in global.chain(of_subcommands(&cli, "")) {
         match rows.iter_mut().find(|(known, _)| *known == row) {
             Some((_, commands)) => commands.push(command),
             None => rows.push((row, vec![command])),
@@ -40,6 +34,18 @@ fn real_table() -> String {
         table.push_str(&format!("{row} {} |\n", commands.join(", ")));
     }
     table
+}
+
+/// The options of the commands below `command`, and of those below them: `secrets encrypt`.
+fn of_subcommands(command: &Command, above: &str) -> Vec<(String, String)> {
+    let mut options = Vec::new();
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        let name = format!("{above}{}", command.get_name());
+        let own = command.get_arguments().filter(|arg| is_option(arg) && !arg.is_global_set());
+        options.extend(own.map(|arg| (row(arg), name.clone())));
+        options.extend(of_subcommands(command, &format!("{name} ")));
+    }
+    options
 }
 
 fn is_option(arg: &Arg) -> bool {

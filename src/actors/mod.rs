@@ -24,6 +24,7 @@ pub mod db;
 pub mod destination;
 mod lanes;
 pub mod limit;
+mod locked;
 pub mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -116,6 +117,10 @@ impl Dispatcher {
                 readiness.problems.extend(state.trouble.map(|why| format!("destinations: {why}")));
                 let slower = |why| format!("notifications do not arrive, polling finds the work: {why}");
                 readiness.warnings.extend(state.not_listening.map(slower));
+                if state.locked > 0 {
+                    let what = "destination(s) are not contacted: their secrets cannot be decrypted";
+                    readiness.warnings.push(format!("{} {what}; posthaste check says why", state.locked));
+                }
             }
             Err(error) => readiness.problems.push(format!("the supervisor does not answer: {error}")),
         }

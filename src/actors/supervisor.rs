@@ -15,8 +15,10 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
+use super::locked::LockedOut;
 use crate::clock::{self, DbClock};
-use crate::model::DestinationId;
+use crate::model::{DbTime, Destination, DestinationId};
+use crate::policy::health::Saved;
 use crate::store::destinations::{self, Loaded, Seen};
 use crate::store::listener::{Hint, Listener, Where};
 use crate::store::{self, Pool, StoreError};
@@ -68,6 +70,8 @@ pub struct SupervisorSnapshot {
     pub destinations: usize,
     /// Whether the destinations have been loaded once.
     pub loaded: bool,
+    /// Destinations that are enabled and not contacted, since their secrets cannot be decrypted.
+    pub locked: usize,
     /// Panics of destinations since the start.
     pub panics: u64,
     /// Why notifications do not arrive, if they do not: polling still finds everything.
@@ -95,6 +99,7 @@ pub struct Supervisor {
     children: HashMap<DestinationId, Child>,
     /// Every life that has not ended, also of destinations that are disabled by now.
     living: HashMap<(DestinationId, u64), Addr<DestinationActor>>,
+    locked: LockedOut,
     generation: u64,
     respawn_delays: HashMap<DestinationId, Duration>,
     /// Those that panicked and whose return is planned.
@@ -122,6 +127,7 @@ impl Supervisor {
             arbiters: Vec::new(),
             children: HashMap::new(),
             living: HashMap::new(),
+            locked: LockedOut::default(),
             generation: 0,
             respawn_delays: HashMap::new(),
             returning: BTreeSet::new(),
@@ -168,6 +174,7 @@ impl Supervisor {
             self.children.keys().filter(|id| !enabled.contains_key(id)).copied().collect();
         // Looked at again: it may have been enabled since this poll began.
         self.changed.extend(gone);
+        self.locked.retain(|id| enabled.contains_key(&id));
         for seen in seen {
             match self.children.get(&seen.destination) {
                 Some(child) if child.version == seen.version => {
@@ -177,6 +184,7 @@ impl Supervisor {
                 }
                 // Panicked a moment ago: its return is planned.
                 None if self.returning.contains(&seen.destination) => {}
+                None if self.locked.knows(seen.destination, seen.version) => {}
                 _ => {
                     self.changed.insert(seen.destination);
                 }
@@ -203,9 +211,9 @@ impl Supervisor {
         }
         self.loading = true;
         let ids: Vec<DestinationId> = std::mem::take(&mut self.changed).into_iter().collect();
-        let pool = self.pool.clone();
+        let (pool, keys) = (self.pool.clone(), self.shared.config.secret_keys.clone());
         let load = async move {
-            let loaded = destinations::load(&pool, Some(&ids)).await;
+            let loaded = destinations::load(&pool, Some(&ids), &keys).await;
             (ids, loaded)
         };
         ctx.spawn(load.into_actor(self).map(|(ids, loaded), this, ctx| {
@@ -220,7 +228,7 @@ impl Supervisor {
     }
 
     fn loaded(&mut self, asked: &[DestinationId], loaded: Vec<Loaded>) {
-        let enabled: BTreeSet<_> = loaded.iter().map(|loaded| loaded.destination.id).collect();
+        let enabled: BTreeSet<_> = loaded.iter().map(|loaded| loaded.id).collect();
         asked.iter().filter(|id| !enabled.contains(id)).for_each(|id| self.retire(*id));
         let before = self.children.len();
         loaded.into_iter().for_each(|loaded| self.apply(loaded));
@@ -235,29 +243,36 @@ impl Supervisor {
         if self.is_stopping {
             return;
         }
-        let id = loaded.destination.id;
-        match self.children.get_mut(&id) {
-            Some(child) if child.version == loaded.version => {}
-            Some(child) => {
-                child.version = loaded.version;
-                child.addr.do_send(Reconfigure(Box::new(loaded.destination), loaded.saved));
+        let Loaded { id, destination, saved, version, now } = loaded;
+        let destination = match destination {
+            Ok(destination) => Box::new(destination),
+            Err(locked) => {
+                self.end(id);
+                return self.locked.add(id, version, locked);
             }
-            None => self.spawn(loaded),
+        };
+        self.locked.release(id);
+        match self.children.get_mut(&id) {
+            Some(child) if child.version == version => {}
+            Some(child) => {
+                child.version = version;
+                child.addr.do_send(Reconfigure(destination, saved));
+            }
+            None => self.spawn(destination, saved, version, now),
         }
     }
 
-    fn spawn(&mut self, loaded: Loaded) {
-        let id = loaded.destination.id;
+    fn spawn(&mut self, destination: Box<Destination>, saved: Saved, version: i64, now: DbTime) {
+        let id = destination.id;
         self.generation += 1;
         let generation = self.generation;
         let woken = Arc::new(AtomicBool::new(false));
         let Some(stopped) = self.reports.clone() else { return };
         let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
         let arbiter = &self.arbiters[generation as usize % self.arbiters.len()];
-        let Loaded { destination, saved, version, now } = loaded;
         let db_clock = DbClock::new(now, clock::now());
         let addr = DestinationActor::start_in_arbiter(&arbiter.handle(), move |_| {
-            DestinationActor::new(Box::new(destination), saved, db_clock, generation, links)
+            DestinationActor::new(destination, saved, db_clock, generation, links)
         });
         let child = Child { addr: addr.clone(), generation, version, woken };
         child.wake();
@@ -267,11 +282,16 @@ impl Supervisor {
 
     /// Lets a destination that is disabled or deleted finish what is in flight and go.
     fn retire(&mut self, id: DestinationId) {
-        self.respawn_delays.remove(&id);
-        if let Some(child) = self.children.remove(&id) {
+        self.locked.retain(|locked| locked != id);
+        if self.end(id) {
             log::info!("destination={id} is not enabled any more");
-            child.addr.do_send(Retire(None));
         }
+    }
+
+    /// Whether the destination was running.
+    fn end(&mut self, id: DestinationId) -> bool {
+        self.respawn_delays.remove(&id);
+        self.children.remove(&id).inspect(|child| child.addr.do_send(Retire(None))).is_some()
     }
 
     fn wake(&mut self, place: Where, ctx: &mut Context<Self>) {
@@ -457,7 +477,8 @@ impl Handler<Snapshot> for Supervisor {
     type Result = SupervisorSnapshot;
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> SupervisorSnapshot {
-        SupervisorSnapshot { destinations: self.children.len(), ..self.stats.clone() }
+        let (destinations, locked) = (self.children.len(), self.locked.len());
+        SupervisorSnapshot { destinations, locked, ..self.stats.clone() }
     }
 }
 

@@ -6,8 +6,9 @@ use crate::actors::StartError;
 use crate::config::{Config, DatabaseArgs, DispatchArgs};
 use crate::model::Secret;
 use crate::outbound::{Network, Target};
+use crate::store::destinations::{self, Loaded};
 use crate::store::doctor::{Finding, Weight, examine};
-use crate::store::{self, StoreError, destinations};
+use crate::store::{self, Connection, StoreError};
 
 /// Arguments of `posthaste check`.
 #[derive(clap::Args, Debug)]
@@ -51,19 +52,44 @@ async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
     let network = Network::new(config.egress_rules(), config.ca_file.as_deref())?;
     let mut conn = store::connect(&store::options(&config.database_url)?).await?;
     let mut findings = examine(&mut conn).await.map_err(StoreError::from)?;
-    match destinations::load(&mut conn, None).await {
-        Ok(loaded) => findings.extend(loaded.iter().filter_map(|loaded| {
-            let destination = &loaded.destination;
-            let fault = Target::compile(destination, &network).err()?;
-            let what = format!("destination {}: {fault}", destination.id);
-            let remedy = "correct the destination: its deliveries fail".into();
-            Some(Finding { weight: Weight::Fault, what, remedy })
-        })),
+    match destinations::load(&mut conn, None, &config.secret_keys).await {
+        Ok(loaded) => findings.extend(loaded.iter().filter_map(|loaded| finding(loaded, &network))),
         // Without the tables, or the right to read them, there is a finding already.
         Err(error) if findings.is_empty() => return Err(error.into()),
-        Err(_) => {}
+        Err(_) => return Ok(findings),
     }
+    findings.extend(plain_secrets(&mut conn, config).await?);
     Ok(findings)
+}
+
+/// Where there is a key, nothing needs to be readable by everyone who can read the table.
+async fn plain_secrets(conn: &mut Connection, config: &Config) -> Result<Option<Finding>, StoreError> {
+    if config.secret_keys.ids().next().is_none() {
+        return Ok(None);
+    }
+    let plain = super::secrets::survey(conn, &config.secret_keys).await?.plain;
+    Ok((plain > 0).then(|| Finding {
+        weight: Weight::Warning,
+        what: format!("{plain} secret(s) are stored as plain text although there is a key"),
+        remedy: "run posthaste secrets encrypt".into(),
+    }))
+}
+
+/// What keeps a destination from working.
+fn finding(loaded: &Loaded, network: &Network) -> Option<Finding> {
+    let (what, remedy) = match &loaded.destination {
+        Ok(destination) => (
+            Target::compile(destination, network).err()?.to_string(),
+            "correct the destination: its deliveries fail",
+        ),
+        Err(locked) => (
+            locked.to_string(),
+            "give POSTHASTE_SECRET_KEY the key and start again, or write the secret anew: until then its \
+             deliveries wait",
+        ),
+    };
+    let what = format!("destination {}: {what}", loaded.id);
+    Some(Finding { weight: Weight::Fault, what, remedy: remedy.into() })
 }
 
 fn print(findings: &[Finding]) -> ExitCode {

@@ -3,6 +3,11 @@
 use std::io::Write;
 
 use env_logger::{Builder, Env};
+use log::LevelFilter;
+
+/// These quote what they do not understand of the database URL, and of `~/.pgpass`: a password, should its
+/// name be misspelt. They are never heard, whatever `RUST_LOG` says.
+const SILENT: [&str; 2] = ["sqlx_postgres::options::parse", "sqlx_postgres::options::pgpass"];
 
 /// Starts logging to standard error, in the given format; `RUST_LOG` says what is logged, by default `info`.
 ///
@@ -10,6 +15,9 @@ use env_logger::{Builder, Env};
 /// When the format is neither `text` nor `json`.
 pub fn start(format: &str) -> Result<(), String> {
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
+    for module in SILENT {
+        builder.filter_module(module, LevelFilter::Off);
+    }
     match format {
         "text" => {}
         "json" => {

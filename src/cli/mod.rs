@@ -4,6 +4,7 @@ pub mod check;
 pub mod demo;
 pub mod logging;
 pub mod migrate;
+pub mod secrets;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Find what would lose or delay deliveries, and say what to do about it
     Check(Box<check::Args>),
+    /// Encrypt the secrets of destinations, change their key, count them
+    Secrets(Box<secrets::Args>),
     /// See the whole thing work, on a database of its own
     Demo(Box<demo::Args>),
 }
@@ -45,6 +48,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args),
             Command::Migrate(args) => migrate::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Secrets(args) => secrets::run(&args),
             Command::Demo(args) => demo::run(*args),
         }
     }

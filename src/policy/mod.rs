@@ -2,12 +2,13 @@
 //!
 //! [`classify`] says what an answer means, [`health`] what it means for the destination, [`retry`] what
 //! becomes of the delivery, [`fairness`] who goes first. [`egress`], [`signature`] and [`filter`] check and
-//! sign.
+//! sign; [`keyring`] decrypts secrets.
 
 pub mod classify;
 pub mod egress;
 pub mod fairness;
 pub mod filter;
 pub mod health;
+pub mod keyring;
 pub mod retry;
 pub mod signature;

@@ -10,12 +10,15 @@ use uuid::Uuid;
 use super::{StoreError, in_time};
 use crate::model::{DbTime, Destination, DestinationId, OrgId, RetryPolicy, Secret, Settings};
 use crate::policy::health::Saved;
+use crate::policy::keyring::{KeyRing, Locked};
 
 /// A destination as the dispatcher needs it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The destination.
-    pub destination: Destination,
+    /// Which.
+    pub id: DestinationId,
+    /// The destination with its secrets in plain text, or why it cannot be used.
+    pub destination: Result<Destination, Locked>,
     /// What is remembered of its health.
     pub saved: Saved,
     /// Changes whenever the row or its settings change.
@@ -60,17 +63,21 @@ const LOAD: &str = concat!(
     WHERE w.enabled AND ($1::uuid[] IS NULL OR w.id = ANY($1))"
 );
 
-/// Reads all enabled destinations, or those of `ids` that are enabled.
+/// Reads all enabled destinations, or those of `ids` that are enabled, and decrypts their secrets.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn load(db: impl PgExecutor<'_>, ids: Option<&[DestinationId]>) -> Result<Vec<Loaded>, StoreError> {
+pub async fn load(
+    db: impl PgExecutor<'_>,
+    ids: Option<&[DestinationId]>,
+    keys: &KeyRing,
+) -> Result<Vec<Loaded>, StoreError> {
     let ids = ids.map(|ids| ids.iter().map(|id| id.0).collect::<Vec<Uuid>>());
     let rows = in_time(sqlx::query(AssertSqlSafe(LOAD)).bind(ids).fetch_all(db)).await?;
-    Ok(rows.iter().map(read_loaded).collect::<Result<_, _>>()?)
+    Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
 }
 
-fn read_loaded(row: &PgRow) -> Result<Loaded, sqlx::Error> {
+fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
     let secret = |column: &str| row.try_get::<Option<String>, _>(column).map(|s| s.map(Secret::new));
     let destination = Destination {
         id: DestinationId(row.try_get("id")?),
@@ -94,7 +101,13 @@ fn read_loaded(row: &PgRow) -> Result<Loaded, sqlx::Error> {
         failing_since: row.try_get("failing_since")?,
         last_success_at: row.try_get("last_success_at")?,
     };
-    Ok(Loaded { destination, saved, version: row.try_get("version")?, now: row.try_get("now")? })
+    Ok(Loaded {
+        id: destination.id,
+        destination: keys.open_all(destination),
+        saved,
+        version: row.try_get("version")?,
+        now: row.try_get("now")?,
+    })
 }
 
 fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {

@@ -93,6 +93,25 @@ impl Db {
         .await;
     }
 
+    /// A new role with these rights (`:"role"` stands for its name) and the URL of this database for it.
+    pub async fn role(&self, grants: &str) -> (String, Secret) {
+        let role = format!("role_{}", Uuid::new_v4().simple());
+        self.execute(&format!("CREATE ROLE {role} LOGIN")).await;
+        let grants = grants.replace(":\"role\"", &role);
+        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&self.pool).await.unwrap();
+        let mut url = url::Url::parse(self.url.reveal()).unwrap();
+        let pairs: Vec<(String, String)> =
+            url.query_pairs().filter(|(name, _)| name != "user").map(|(k, v)| (k.into(), v.into())).collect();
+        url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("user", &role);
+        (role, Secret::new(url))
+    }
+
+    /// Removes a role and its rights: roles belong to the server, not to the database.
+    pub async fn drop_role(&self, role: &str) {
+        self.execute(&format!("DROP OWNED BY {role}")).await;
+        self.execute(&format!("DROP ROLE {role}")).await;
+    }
+
     /// A new organization.
     pub async fn org(&self) -> Uuid {
         let sql = "INSERT INTO organizations (name) VALUES ('an organization') RETURNING id";

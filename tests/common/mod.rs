@@ -18,6 +18,7 @@ mod db;
 mod invariants;
 mod posthaste;
 mod receiver;
+mod secrecy;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub use db::{Db, NewDestination};
 pub use invariants::{check_invariants, leased};
 pub use posthaste::{Posthaste, Ready, free_port, run};
 pub use receiver::{Received, Receiver, Reply};
+pub use secrecy::assert_silent;
 
 /// How long anything may take before a test gives up: far more than it needs, for slow and busy machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);

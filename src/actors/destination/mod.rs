@@ -368,8 +368,11 @@ impl Handler<Reconfigure> for DestinationActor {
             let all = self.ready.take_all();
             self.return_unsent(all);
         }
-        self.destination = destination;
-        self.sender = self.compile();
+        // Encrypting a secret, for one, changes the row and not the destination: connections are kept.
+        if destination != self.destination {
+            self.destination = destination;
+            self.sender = self.compile();
+        }
         if saved == Saved::default() && self.saved != saved {
             self.health = Health::new(limits(&self.links.shared), saved);
             self.saved = saved;
