@@ -200,6 +200,9 @@ pub struct RetryPolicy {
     pub backoff: Duration,
 }
 
+/// Bytes that an event takes in memory besides its payload and content.
+pub const EVENT_OVERHEAD_BYTES: u64 = 512;
+
 /// A row of `activity_logs`, ready to be written into bodies. Immutable, shared, never copied.
 #[derive(Debug)]
 pub struct Event {
@@ -225,6 +228,14 @@ pub struct Event {
     pub payload: String,
     /// `2025-12-23T16:02:19.890000Z`
     pub created_at: String,
+}
+
+impl Event {
+    /// Bytes that it takes in memory, as they count against `POSTHASTE_MAX_BYTES_IN_FLIGHT`.
+    pub fn bytes_held(&self) -> u64 {
+        let content = self.content.as_ref().map_or(0, String::len);
+        (self.payload.len() + content) as u64 + EVENT_OVERHEAD_BYTES
+    }
 }
 
 /// A claimed row of `webhook_deliveries` together with its event: ours until the lease ends.

@@ -1,19 +1,60 @@
-//! The README must not promise options that do not exist, nor be silent about one that does.
+//! The README must not promise options that do not exist, nor be silent about one that does; and every test
+//! that it names must exist.
 
 #![allow(clippy::unwrap_used)]
 
-use clap::{Arg, Command, CommandFactory};
+use std::collections::HashSet;
+use std::path::Path;
 
-const START: &str = "<!-- options -->\n";
-const END: &str = "<!-- /options -->\n";
+use clap::{Arg, Command, CommandFactory};
 
 #[test]
 fn the_table_of_options_is_that_of_the_program() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let (_, after) = readme.split_once(START).unwrap();
-    let (table, _) = after.split_once(END).unwrap();
-    let real = real_table();
+    let (table, real) = (between_marks("options"), real_table());
     assert!(table == real, "between the marks in README.md should stand:\n{real}");
+}
+
+#[test]
+fn every_fault_has_a_promise_and_tests_that_exist() {
+    let table = between_marks("faults");
+    let rows: Vec<&str> = table.lines().skip(2).collect();
+    assert!(rows.len() > 20, "{} rows", rows.len());
+    let tests = tests();
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 3, "a row needs a fault, a promise and its tests: {row}");
+        assert!(cells.iter().all(|cell| !cell.is_empty()), "an empty cell: {row}");
+        // What stands in backticks is a name.
+        let names: Vec<&str> = cells[2].split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test: {row}");
+        for name in names {
+            assert!(tests.contains(name), "there is no test {name}");
+        }
+    }
+}
+
+/// What stands in the README between the marks called `name`.
+fn between_marks(name: &str) -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, after) = readme.split_once(&format!("<!-- {name} -->\n")).unwrap();
+    after.split_once(&format!("<!-- /{name} -->\n")).unwrap().0.to_owned()
+}
+
+/// The names of all tests in the crate: functions after an attribute that ends in `test]`, and those that
+/// proptest makes tests.
+fn tests() -> HashSet<String> {
+    let mut names = HashSet::new();
+    let mut open = ["src", "tests"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).to_vec();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let functions = text.split("test]\n").skip(1).filter_map(|after| after.split_once("fn "));
+            names.extend(functions.filter_map(|(_, name)| Some(name.split_once('(')?.0.to_owned())));
+        }
+    }
+    names
 }
 
 /// One row per option, with the commands that take it.

@@ -1,7 +1,7 @@
 //! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
 //!
 //! Two lanes, each with a connection of its own and one statement under way: what arrives meanwhile is merged
-//! into the next (group commit). Claims wait in a [`FairQueue`], so that an organization with a thousand
+//! into the next (group commit). Claims wait in a fair queue, so that an organization with a thousand
 //! destinations takes turns with one that has a single one. Results are kept until they are written, however
 //! long the database is away; their number is bounded by what was claimed.
 
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
+use super::claims::{Claims, Group};
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
 use crate::clock;
 use crate::config::Config;
 use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
-use crate::policy::fairness::FairQueue;
 use crate::policy::health::Saved;
-use crate::store::deliveries::{self, Ask, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
+use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_RECORD_ROWS};
 use crate::store::destinations::OperationalEvent;
 use crate::store::{ConnectOptions, StoreError};
 
@@ -26,10 +26,8 @@ use crate::store::{ConnectOptions, StoreError};
 const GATHER: Duration = Duration::from_millis(5);
 /// From how many results in the last statement on it counts as load.
 const LOAD_ROWS: usize = 64;
-/// Results that may wait to be written; beyond, nothing is claimed.
+/// Results that may wait to be written; beyond, nothing is claimed, and what the receivers said is not kept.
 const MAX_RESULTS_WAITING: usize = 5 * MAX_RECORD_ROWS;
-/// Bytes that an event takes besides its payload and content.
-const EVENT_OVERHEAD_BYTES: usize = 512;
 
 /// From a destination: give me work. The reply may take as long as the database does.
 #[derive(Message)]
@@ -58,6 +56,8 @@ pub struct Granted {
     pub next_due: Option<DbTime>,
     /// As in [`Grant::reached`].
     pub reached: Option<DbTime>,
+    /// Some of it had to be given back: the next claim must come after that.
+    pub behind: bool,
     /// The database's clock and our own at the same moment.
     pub clock: Option<clock::DbClock>,
 }
@@ -137,10 +137,7 @@ pub struct DbActor {
     bytes: Limit,
     claim_lane: Option<ClaimLane>,
     record_lane: Option<RecordLane>,
-    claims: FairQueue<Claim>,
-    claims_waiting: usize,
-    /// Claims that wait for results, each with the number of results that must be written before it.
-    after_results: VecDeque<(u64, Claim)>,
+    claims: Claims,
     results_received: u64,
     results_done: u64,
     claims_stopped: bool,
@@ -163,9 +160,7 @@ impl DbActor {
             bytes,
             claim_lane: Some(ClaimLane::new(options.clone())),
             record_lane: Some(RecordLane::new(options)),
-            claims: FairQueue::default(),
-            claims_waiting: 0,
-            after_results: VecDeque::new(),
+            claims: Claims::new(),
             results_received: 0,
             results_done: 0,
             claims_stopped: false,
@@ -188,77 +183,51 @@ impl DbActor {
         if self.claim_lane.is_none() || unwritten {
             return;
         }
-        let group = self.next_claims(ctx);
-        if group.is_empty() {
+        let Group { claims, room } = self.claims.next(&self.bytes, self.config.max_event_bytes);
+        if claims.is_empty() {
+            if self.claims.len() > 0 && !std::mem::replace(&mut self.waits_for_bytes, true) {
+                self.bytes.wait_for_any(ctx.address().recipient());
+            }
             return;
         }
         let Some(mut lane) = self.claim_lane.take() else { return };
-        let max_event_bytes = self.config.max_event_bytes;
         let work = async move {
-            let asks: Vec<Ask> = group.iter().map(|claim| claim.ask.clone()).collect();
+            let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
             let sent = clock::now();
-            let grants = lane.claim(&asks, max_event_bytes).await;
-            (lane, group, sent, grants)
+            let grants = lane.claim(&asks, room).await;
+            (lane, claims, sent, grants)
         };
-        ctx.spawn(work.into_actor(self).map(|(lane, group, sent, grants), this, ctx| {
+        ctx.spawn(work.into_actor(self).map(|(lane, claims, sent, grants), this, ctx| {
             this.claim_lane = Some(lane);
             match grants {
-                Ok(grants) => this.grant(group, sent, grants),
-                Err(error) => this.claim_failed(group, &error),
+                Ok(grants) => this.grant(claims, sent, grants),
+                Err(error) => this.claim_failed(claims, &error),
             }
             this.claim(ctx);
             this.record(ctx);
         }));
     }
 
-    /// The claims of the next statement, in fair order, with their shares of the bytes that are free.
-    fn next_claims(&mut self, ctx: &mut Context<Self>) -> Vec<Claim> {
-        let mut group: Vec<Claim> = Vec::new();
-        let mut rows = 0;
-        let bytes = self.bytes.clone();
-        while rows < MAX_CLAIM_ROWS
-            && let Some(claim) = self.claims.pop(|org| bytes.allowance(org) > 0)
-        {
-            rows += claim.ask.want as usize;
-            group.push(claim);
-        }
-        self.claims_waiting -= group.len();
-        if group.is_empty() && !self.claims.is_empty() && !self.waits_for_bytes {
-            self.waits_for_bytes = true;
-            self.bytes.wait_for_any(ctx.address().recipient());
-        }
-        let mut asking: HashMap<OrgId, u64> = HashMap::new();
-        for claim in &group {
-            *asking.entry(claim.org).or_default() += 1;
-        }
-        for claim in &mut group {
-            claim.ask.max_bytes = (self.bytes.allowance(claim.org) / asking[&claim.org]).max(1);
-        }
-        group
-    }
-
-    fn grant(&mut self, group: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
+    fn grant(&mut self, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
         self.claim_trouble = None;
         self.stats.claim_statements += 1;
         let received = clock::now();
+        self.claims.took(received.saturating_duration_since(sent));
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
-        for claim in group {
+        for claim in claims {
             let granted = grants.remove(&claim.ask.destination);
             let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
             self.stats.claimed += grant.deliveries.len() as u64;
-            let lease = |claimed: deliveries::Claimed| {
-                let event = &claimed.delivery.event;
-                let content = event.content.as_ref().map_or(0, String::len);
-                let bytes = event.payload.len() + content + EVENT_OVERHEAD_BYTES;
-                Leased {
-                    held: self.bytes.take(claim.org, bytes as u64),
-                    delivery: claimed.delivery,
-                    too_large: claimed.too_large,
-                    expires: sent + LEASE,
-                }
+            let lease = |claimed: Claimed| Leased {
+                held: self.bytes.take(claim.org, claimed.delivery.event.bytes_held()),
+                delivery: claimed.delivery,
+                too_large: claimed.too_large,
+                expires: sent + LEASE,
             };
             let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
+            let behind = !grant.returned.is_empty();
+            self.add_results(grant.returned);
             if !claim.reply.connected() {
                 let unwanted = leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect();
                 self.add_results(unwanted);
@@ -269,6 +238,7 @@ impl DbActor {
                 more: grant.more,
                 next_due: grant.next_due,
                 reached: grant.reached,
+                behind,
                 clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
             });
         }
@@ -276,7 +246,12 @@ impl DbActor {
 
     fn add_results(&mut self, outcomes: Vec<Outcome>) {
         self.results_received += outcomes.len() as u64;
-        self.work.outcomes.extend(outcomes);
+        for mut outcome in outcomes {
+            if self.work.outcomes.len() >= MAX_RESULTS_WAITING {
+                outcome.response_body = None;
+            }
+            self.work.outcomes.push_back(outcome);
+        }
     }
 
     fn enqueue(&mut self, claim: Claim) {
@@ -286,17 +261,28 @@ impl DbActor {
             reply.do_send(Granted::nothing());
             return;
         }
-        self.claims_waiting += 1;
-        self.claims.push(claim.org, claim);
+        self.claims.push(claim);
     }
 
     /// Nobody is told: they keep waiting, and the lane waits a little before it tries again.
-    fn claim_failed(&mut self, group: Vec<Claim>, error: &StoreError) {
+    fn claim_failed(&mut self, claims: Vec<Claim>, error: &StoreError) {
+        if error.is_about_size() {
+            self.claims.was_too_much();
+            if let [claim] = &claims[..]
+                && claim.ask.want == 1
+                && error.is_an_answer()
+            {
+                let id = claim.ask.destination;
+                log::error!("destination={id} its next delivery cannot be read: {error}");
+                // It looks again at the next poll; until then it holds up nobody.
+                return claim.reply.do_send(Granted::nothing());
+            }
+        }
         if self.claim_trouble.is_none() {
             log::error!("claiming deliveries failed, trying again until it works: {error}");
         }
         self.claim_trouble = Some(error.to_string());
-        group.into_iter().for_each(|claim| self.enqueue(claim));
+        claims.into_iter().for_each(|claim| self.enqueue(claim));
     }
 
     /// Starts to write what is to be written, if nothing is being written.
@@ -323,9 +309,10 @@ impl DbActor {
         }
         let Some(mut lane) = self.record_lane.take() else { return };
         let rows = if self.careful > 0 { 1 } else { MAX_RECORD_ROWS };
+        let waiting = self.work.outcomes.len();
         let mut work = self.work.take(rows);
-        self.careful = self.careful.saturating_sub(work.outcomes.len());
-        let sent = work.outcomes.len();
+        let sent = waiting - self.work.outcomes.len();
+        self.careful = self.careful.saturating_sub(sent);
         let write = async move {
             let done = lane.write(&mut work).await;
             (lane, work, done)
@@ -373,17 +360,13 @@ impl DbActor {
             }
         }
         self.work.put_back(left);
-        while self.after_results.front().is_some_and(|(results, _)| *results <= self.results_done)
-            && let Some((_, claim)) = self.after_results.pop_front()
-        {
-            self.enqueue(claim);
-        }
+        self.claims.written(self.results_done);
     }
 }
 
 impl Granted {
     fn nothing() -> Granted {
-        Granted { leased: Vec::new(), more: false, next_due: None, reached: None, clock: None }
+        Granted { leased: Vec::new(), more: false, next_due: None, reached: None, behind: false, clock: None }
     }
 }
 
@@ -396,7 +379,7 @@ impl Handler<Claim> for DbActor {
 
     fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) {
         if claim.after_results && self.results_done < self.results_received {
-            self.after_results.push_back((self.results_received, claim));
+            self.claims.push_after(self.results_received, claim);
         } else {
             self.enqueue(claim);
             self.claim(ctx);
@@ -427,10 +410,7 @@ impl Handler<StopClaims> for DbActor {
 
     fn handle(&mut self, _: StopClaims, _: &mut Self::Context) {
         self.claims_stopped = true;
-        let after: Vec<Claim> = self.after_results.drain(..).map(|(_, claim)| claim).collect();
-        let waiting: Vec<Claim> = std::iter::from_fn(|| self.claims.pop(|_| true)).collect();
-        self.claims_waiting = 0;
-        after.into_iter().chain(waiting).for_each(|claim| self.enqueue(claim));
+        self.claims.take_all().into_iter().for_each(|claim| self.enqueue(claim));
     }
 }
 
@@ -478,7 +458,7 @@ impl Handler<Snapshot> for DbActor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> DbSnapshot {
         DbSnapshot {
-            claims_waiting: self.claims_waiting,
+            claims_waiting: self.claims.len(),
             results_waiting: self.work.outcomes.len(),
             bytes_held: self.bytes.held(),
             trouble: self.claim_trouble.clone().or_else(|| self.record_trouble.clone()),

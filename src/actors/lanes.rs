@@ -1,14 +1,15 @@
 //! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::db::take_front;
 use crate::clock;
-use crate::model::{DbTime, DestinationId, Outcome};
+use crate::model::{Change, DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
-use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE};
+use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
 use crate::store::destinations::{self, OperationalEvent};
 use crate::store::presence;
 use crate::store::{self, ConnectOptions, Connection, StoreError};
@@ -52,14 +53,10 @@ impl ClaimLane {
         ClaimLane { options, open: None, since: None, backoff: Backoff::default() }
     }
 
-    pub(super) async fn claim(
-        &mut self,
-        asks: &[Ask],
-        max_event_bytes: usize,
-    ) -> Result<Vec<Grant>, StoreError> {
+    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
         self.backoff.wait().await;
         // A connection in an unknown state is not used again.
-        let result = self.try_claim(asks, max_event_bytes).await;
+        let result = self.try_claim(asks, room).await;
         if result.is_err() {
             self.open = None;
         }
@@ -67,7 +64,7 @@ impl ClaimLane {
         result
     }
 
-    async fn try_claim(&mut self, asks: &[Ask], max_event_bytes: usize) -> Result<Vec<Grant>, StoreError> {
+    async fn try_claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
         let (connection, sql) = match &mut self.open {
             Some(open) => open,
             closed => closed.insert(open(&self.options, &mut self.since).await?),
@@ -78,12 +75,14 @@ impl ClaimLane {
         };
         let (ordered, plain): (Vec<Ask>, Vec<Ask>) =
             asks.iter().cloned().partition(|ask| ask.ordered.is_some());
+        // Two statements share the room by the number of their asks.
+        let part = |some: &[Ask]| room.part(some.len(), asks.len());
         let mut grants = Vec::new();
         if !plain.is_empty() {
-            grants = sql.claim(connection, &plain, floor, max_event_bytes).await?;
+            grants = sql.claim(connection, &plain, floor, part(&plain)).await?;
         }
         if !ordered.is_empty() {
-            match sql.claim_ordered(connection, &ordered, floor, max_event_bytes).await {
+            match sql.claim_ordered(connection, &ordered, floor, part(&ordered)).await {
                 Ok(more) => grants.extend(more),
                 // What was claimed before must not be lost with it; these look again at the next poll.
                 Err(error) if !grants.is_empty() => {
@@ -148,10 +147,16 @@ impl Work {
             && self.events.is_empty()
     }
 
-    /// Takes at most `rows` outcomes, and everything else.
+    /// Takes at most `rows` outcomes, and everything else. Of several outcomes of one delivery (a result that
+    /// waited for longer than its lease, and that of the next attempt) one is left, as a statement writes
+    /// only one: that it was delivered, or else the latest.
     pub(super) fn take(&mut self, rows: usize) -> Work {
+        let mut outcomes = take_front(&mut self.outcomes, rows);
+        // One order for all writers, so that two of them cannot wait for each other.
+        outcomes.sort_by_key(|o| (o.delivery, o.change != Change::Delivered, Reverse(o.claimed_at)));
+        outcomes.dedup_by_key(|outcome| outcome.delivery);
         Work {
-            outcomes: take_front(&mut self.outcomes, rows).into(),
+            outcomes: outcomes.into(),
             states: std::mem::take(&mut self.states),
             disabled: std::mem::take(&mut self.disabled),
             events: std::mem::take(&mut self.events),
@@ -198,8 +203,6 @@ impl RecordLane {
             closed => closed.insert(store::connect(&self.options).await?),
         };
         let outcomes = work.outcomes.make_contiguous();
-        // One order for all writers, so that two of them cannot wait for each other.
-        outcomes.sort_unstable_by_key(|outcome| outcome.delivery);
         let rows = outcomes.len();
         if rows > 0 {
             let written = deliveries::record(connection, outcomes).await?;

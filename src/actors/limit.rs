@@ -8,10 +8,15 @@ use uuid::Uuid;
 use crate::model::OrgId;
 use crate::policy::fairness::{FairQueue, Shares};
 
-/// Sent by a [`Limit`] to one that waited for it: something was put back, try again.
-#[derive(Message, Clone, Copy, Debug)]
+/// Sent by a [`Limit`] to one that waited for it: here is the unit that was waited for, or, to one that
+/// waited for anything, something was put back. Whoever has no use for the unit drops it, and so passes it
+/// on.
+#[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct Freed;
+pub struct Freed(pub Option<Held>);
+
+/// Whoever is no organization: holds nothing itself.
+const NOBODY: OrgId = OrgId(Uuid::nil());
 
 /// A shared limit. Clones are the same limit.
 #[derive(Clone)]
@@ -19,10 +24,17 @@ pub struct Limit(Arc<Mutex<Inner>>);
 
 struct Inner {
     shares: Shares,
-    waiting: FairQueue<Recipient<Freed>>,
+    waiting: FairQueue<Waiter>,
 }
 
-/// Units taken from a [`Limit`]; dropping it puts them back and tells the next one who waits.
+enum Waiter {
+    /// Gets a unit: nobody can take it before.
+    Unit(Recipient<Freed>),
+    /// Is told.
+    Anything(Recipient<Freed>),
+}
+
+/// Units taken from a [`Limit`]; dropping it puts them back and serves the next one who waits.
 pub struct Held {
     limit: Limit,
     org: OrgId,
@@ -46,11 +58,11 @@ impl Limit {
         Held { limit: self.clone(), org, units }
     }
 
-    /// Takes one unit if `org` may; otherwise `waiter` will be told when it may.
+    /// Takes one unit if `org` may; otherwise `waiter` will get one in its turn.
     pub fn take_one_or_wait(&self, org: OrgId, waiter: impl FnOnce() -> Recipient<Freed>) -> Option<Held> {
         let mut inner = self.inner();
         if inner.shares.allowance(org) == 0 {
-            inner.waiting.push(org, waiter());
+            inner.waiting.push(org, Waiter::Unit(waiter()));
             return None;
         }
         inner.shares.take(org, 1);
@@ -61,24 +73,40 @@ impl Limit {
     /// Tells `waiter` when anything is put back, whoever may take it.
     pub fn wait_for_any(&self, waiter: Recipient<Freed>) {
         // Nobody's own: holds nothing, and so may take whatever is free.
-        self.inner().waiting.push(OrgId(Uuid::nil()), waiter);
+        self.inner().waiting.push(NOBODY, Waiter::Anything(waiter));
     }
 
-    /// Tells the next one who waits and may take something. Whoever was told and had no use for it passes it
-    /// on.
-    pub fn tell_next(&self) {
+    /// Serves those who wait, organizations in turn, as far as there is something for them. A unit is theirs
+    /// before they know: were they only told, whoever is busy would take it again before they could.
+    fn serve_waiters(&self) {
         loop {
             let mut inner = self.inner();
             let Inner { shares, waiting } = &mut *inner;
-            let next = waiting.pop(|org| shares.allowance(org) > 0);
-            drop(inner);
-            match next {
-                // Gone meanwhile: it cannot pass anything on.
-                Some(waiter) if !waiter.connected() => {}
-                Some(waiter) => return waiter.do_send(Freed),
-                None => return,
+            let Some((org, waiter)) = waiting.pop(|org| shares.allowance(org) > 0) else { return };
+            match waiter {
+                Waiter::Unit(waiter) if waiter.connected() => {
+                    shares.take(org, 1);
+                    drop(inner);
+                    // Lost with its receiver, it comes back here.
+                    waiter.do_send(Freed(Some(Held { limit: self.clone(), org, units: 1 })));
+                }
+                Waiter::Unit(_) => {}
+                Waiter::Anything(waiter) => {
+                    drop(inner);
+                    waiter.do_send(Freed(None));
+                }
             }
         }
+    }
+
+    /// Units that nobody holds.
+    pub fn free(&self) -> u64 {
+        self.inner().shares.free()
+    }
+
+    /// How many units an organization may take now that holds none.
+    pub fn allowance_of_anybody(&self) -> u64 {
+        self.inner().shares.allowance(NOBODY)
     }
 
     /// Units held by all.
@@ -95,7 +123,7 @@ impl Limit {
 impl Drop for Held {
     fn drop(&mut self) {
         self.limit.inner().shares.put_back(self.org, self.units);
-        self.limit.tell_next();
+        self.limit.serve_waiters();
     }
 }
 

@@ -20,6 +20,7 @@
 //! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends
 //! what has, within the grace; the results are written; the arbiters stop.
 
+mod claims;
 pub mod db;
 pub mod destination;
 mod lanes;
@@ -29,7 +30,8 @@ pub mod supervisor;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
@@ -43,6 +45,9 @@ use crate::store::{self, ConnectOptions, Pool, StoreError};
 /// Connections besides the two of the [`DbActor`]: listening, polls, loading.
 const POOL_CONNECTIONS: u32 = 4;
 
+/// How often the same trouble of our own is told: every request meets it, and once is enough.
+const TROUBLE_REPEATED_AFTER: Duration = Duration::from_secs(60);
+
 /// What all destinations share.
 pub struct Shared {
     /// The configuration.
@@ -51,6 +56,27 @@ pub struct Shared {
     pub network: Arc<Network>,
     /// Requests in flight.
     pub slots: Limit,
+    /// What is wrong with this process or its machine, when it was told last.
+    pub trouble: Trouble,
+}
+
+/// Remembers what was told about trouble of our own.
+#[derive(Default)]
+pub struct Trouble(Mutex<Option<(String, Instant)>>);
+
+impl Trouble {
+    /// Whether `what` should be told now, and notes that it is.
+    pub fn is_news(&self, what: &str, now: Instant) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last, at)) = &*told
+            && last == what
+            && now < *at + TROUBLE_REPEATED_AFTER
+        {
+            return false;
+        }
+        *told = Some((what.to_owned(), now));
+        true
+    }
 }
 
 /// Why a dispatcher did not start.
@@ -97,7 +123,7 @@ impl Dispatcher {
         let slots = Limit::new(u64::from(config.max_in_flight));
         let pool = store::pool(options.clone(), POOL_CONNECTIONS);
         let db = DbActor::new(config.clone(), store::planned(options), bytes).start();
-        let shared = Arc::new(Shared { config, network, slots });
+        let shared = Arc::new(Shared { config, network, slots, trouble: Trouble::default() });
         let supervisor = Supervisor::new(shared, db.clone(), pool.clone()).start();
         Ok(Dispatcher { pool, supervisor, db })
     }

@@ -20,6 +20,12 @@ const EMBEDDED_DATABASE: &str = "posthaste";
 /// Pause between two tries to reach the database at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Descriptors besides those of requests and workers: the database, the HTTP server, the standard ones, and
+/// some to spare.
+const OTHER_DESCRIPTORS: u64 = 40;
+/// A runtime of its own needs these.
+const DESCRIPTORS_PER_WORKER: u64 = 4;
+
 /// Arguments of `posthaste serve`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -102,6 +108,7 @@ fn try_run(args: &Args) -> Result<(), ServeError> {
         }
     };
     raise_descriptor_limit();
+    respect_descriptor_limit(&mut config);
     let server = if embedded { Some(start_embedded(args, &mut config)?) } else { None };
     let served = actix_rt::System::new().block_on(serve(config, embedded));
     if let Some(server) = server {
@@ -117,6 +124,21 @@ fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         log::warn!("the limit of open files stays as it is: {error}");
+    }
+}
+
+/// More requests in flight than there are descriptors would take those of the database.
+fn respect_descriptor_limit(config: &mut Config) {
+    let others = OTHER_DESCRIPTORS + DESCRIPTORS_PER_WORKER * config.workers as u64;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let fitting = limit.saturating_sub(others).max(1);
+    if fitting < u64::from(config.max_in_flight) {
+        log::warn!(
+            "only {fitting} requests will be in flight at once and not {}, as no more than {limit} files may \
+             be open: raise that limit (LimitNOFILE=, ulimit -n) or lower POSTHASTE_MAX_IN_FLIGHT",
+            config.max_in_flight
+        );
+        config.max_in_flight = fitting as u32;
     }
 }
 

@@ -171,7 +171,15 @@ fn is_exhaustion(error: &io::Error) -> bool {
 }
 
 fn exhausted(error: &io::Error) -> String {
-    format!("this process is out of file descriptors or memory: {error}")
+    let what = match error.raw_os_error() {
+        Some(24) => {
+            "this process has no file descriptor left: raise its limit of open files (LimitNOFILE=, \
+             ulimit -n) or lower POSTHASTE_MAX_IN_FLIGHT"
+        }
+        Some(23) => "this machine has no file descriptor left (fs.file-max)",
+        _ => "this machine is out of memory",
+    };
+    format!("{what}: {error}")
 }
 
 /// `what` and everything that `error` gives as its causes, without repetitions.

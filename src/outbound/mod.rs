@@ -14,12 +14,14 @@
 
 mod answer;
 mod auth;
+mod body;
 mod connector;
 mod explain;
 mod headers;
 mod lookup;
 mod network;
 mod pool;
+mod shortage;
 mod target;
 mod wire;
 
@@ -125,7 +127,10 @@ impl Sender {
             other => other,
         };
         Err(match failure {
-            Failure::Ours(message) => Answer::OurFault(message),
+            Failure::Ours(message) => {
+                shortage::noticed();
+                Answer::OurFault(message)
+            }
             Failure::Theirs(message) => Answer::Failed(message),
             Failure::Stale => Answer::Failed("the connection was closed before the answer".into()),
         })

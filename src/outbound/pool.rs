@@ -13,13 +13,17 @@ use awc::error::SendRequestError;
 use awc::{Client, Connector, FrozenClientRequest, SendClientRequest};
 use bytes::Bytes;
 
+use super::body::Pieces;
 use super::connector::Dialer;
+use super::shortage;
 use crate::clock;
 
 /// How long an unused connection is kept. Most receivers close theirs after 5 to 75 s.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a connection is used at most: then the name is looked up again, and the egress rules judge again.
 const LIFETIME: Duration = Duration::from_secs(60);
+/// How often a pool at rest looks whether its connections should go.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// awc's own limits on connecting, which the attempt's deadline must always undercut: 30 s at most.
 const NEVER: Duration = Duration::from_secs(60);
 
@@ -42,6 +46,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.0.last_used.set(clock::now());
+        if self.0.in_flight.get() == 0 && shortage::lasts() {
+            self.0.clear();
+        }
     }
 }
 
@@ -76,7 +83,7 @@ impl Pool {
         body: Bytes,
     ) -> Result<SendClientRequest, SendRequestError> {
         if let Some(client) = &*self.client.borrow() {
-            return Ok(client.extra_headers(headers).send_body(body));
+            return Ok(client.extra_headers(headers).send_body(Pieces(body)));
         }
         self.send_fresh(headers, body)
     }
@@ -88,7 +95,7 @@ impl Pool {
         body: Bytes,
     ) -> Result<SendClientRequest, SendRequestError> {
         let client = self.client()?;
-        let sent = client.extra_headers(headers).send_body(body);
+        let sent = client.extra_headers(headers).send_body(Pieces(body));
         self.client.replace(Some(client));
         Ok(sent)
     }
@@ -122,10 +129,10 @@ impl Pool {
 /// keep its connections, and their descriptors, for ever.
 async fn sweep(pool: Weak<Pool>, keep_alive: Duration) {
     loop {
-        actix_rt::time::sleep(keep_alive).await;
+        actix_rt::time::sleep(keep_alive.min(SWEEP_INTERVAL)).await;
         let Some(pool) = pool.upgrade() else { return };
         let idle = clock::now().saturating_duration_since(pool.last_used.get());
-        if pool.in_flight.get() == 0 && idle >= keep_alive {
+        if pool.in_flight.get() == 0 && (idle >= keep_alive || shortage::lasts()) {
             pool.clear();
             pool.sweeping.set(false);
             return;

@@ -29,11 +29,16 @@ impl Shares {
     /// How many more units `org` may take now. An organization that holds nothing may take at least one
     /// whenever any is free.
     pub fn allowance(&self, org: OrgId) -> u64 {
-        let free = self.total.saturating_sub(self.held);
+        let free = self.free();
         let held = self.by_org.get(&org).copied().unwrap_or(0);
         // After taking x, held + x must not exceed HELD_PER_FREE * (free - x).
         let most = (HELD_PER_FREE * free).saturating_sub(held) / (HELD_PER_FREE + 1);
         if held == 0 { most.max(1).min(free) } else { most }
+    }
+
+    /// Units that nobody holds.
+    pub fn free(&self) -> u64 {
+        self.total.saturating_sub(self.held)
     }
 
     /// Takes `units` for `org`, even beyond its allowance: what has happened is counted.
@@ -82,24 +87,19 @@ impl<T> FairQueue<T> {
         queue.push_back(item);
     }
 
-    /// Takes the next item of the next organization for which `may` holds; organizations passed over keep
-    /// their turn.
-    pub fn pop(&mut self, may: impl Fn(OrgId) -> bool) -> Option<T> {
+    /// Takes the next item of the next organization for which `may` holds, and says which that is;
+    /// organizations passed over keep their turn.
+    pub fn pop(&mut self, may: impl Fn(OrgId) -> bool) -> Option<(OrgId, T)> {
         let turn = self.turns.iter().position(|org| may(*org))?;
         let org = self.turns.remove(turn)?;
         let queue = self.waiting.get_mut(&org)?;
-        let item = queue.pop_front();
+        let item = queue.pop_front()?;
         if queue.is_empty() {
             self.waiting.remove(&org);
         } else {
             self.turns.push_back(org);
         }
-        item
-    }
-
-    /// Whether nobody waits.
-    pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
+        Some((org, item))
     }
 }
 
@@ -144,9 +144,9 @@ mod tests {
         queue.push(org(3), (3, 0));
         let not_3 = |o| o != org(3);
         let order: Vec<_> = std::iter::from_fn(|| queue.pop(not_3)).collect();
-        assert_eq!(order, [(1, 0), (2, 0), (1, 1), (1, 2)]);
-        assert_eq!(queue.pop(|_| true), Some((3, 0)));
-        assert!(queue.is_empty());
+        assert_eq!(order, [(1, 0), (2, 0), (1, 1), (1, 2)].map(|item: (u128, i32)| (org(item.0), item)));
+        assert_eq!(queue.pop(|_| true), Some((org(3), (3, 0))));
+        assert_eq!(queue.pop(|_| true), None);
     }
 
     proptest! {

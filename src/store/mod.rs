@@ -61,6 +61,23 @@ impl StoreError {
         }
     }
 
+    /// Whether less might be possible where this was too much: it took too long, a limit of the program was
+    /// exceeded (54), memory ran out (53200), or a value is larger than the server can handle (XX000).
+    pub fn is_about_size(&self) -> bool {
+        match self {
+            StoreError::Timeout => true,
+            StoreError::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| code.starts_with("54") || matches!(&*code, "53200" | "XX000"))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the database said so itself.
+    pub fn is_an_answer(&self) -> bool {
+        matches!(self, StoreError::Database(sqlx::Error::Database(_)))
+    }
+
     /// Whether the database refused the data (SQLSTATE classes 22 and 23) rather than the moment: trying
     /// again with the same data will not help.
     pub fn is_about_data(&self) -> bool {
@@ -112,6 +129,8 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
         ("enable_mergejoin", "off"),
         ("enable_seqscan", "off"),
         ("jit", "off"),
+        // Events pass through sorts.
+        ("work_mem", "16MB"),
         // Somebody's long transaction holds up what it has locked, and little else.
         ("lock_timeout", "1s"),
         // A claim of ordered destinations whose process has gone must not keep its locks.

@@ -14,6 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// What `serve` logs once its port is open.
 const LISTENING: &str = "listening on http://";
 
+/// The program itself.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_posthaste");
+
 /// Whether a start waits for `/readyz`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
@@ -43,9 +46,22 @@ impl Posthaste {
         program
     }
 
+    /// [`Posthaste::serve`] with a hard limit of open files.
+    pub async fn serve_within(files: u32, url: &Secret) -> Posthaste {
+        let mut command = command_of("sh", &[("DATABASE_URL", url.reveal())]);
+        command.args(["-c", "ulimit -n $0 && exec \"$1\" serve", &files.to_string(), PROGRAM]);
+        let program = Posthaste::start(command);
+        program.ready().await;
+        program
+    }
+
     /// Any command, with a clean environment: only what a dispatcher on loopback needs, and `environment`.
     pub fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> Posthaste {
-        let mut child = command(arguments, environment).spawn().unwrap();
+        Posthaste::start(command(arguments, environment))
+    }
+
+    fn start(mut command: Command) -> Posthaste {
+        let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let outputs: [Box<dyn Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
@@ -150,9 +166,15 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
 }
 
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+    let mut command = command_of(PROGRAM, environment);
+    command.args(arguments);
+    command
+}
+
+fn command_of(program: &str, environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
     // Neither the variables of whoever runs the tests nor a .env file above the directory may matter.
-    command.args(arguments).env_clear().current_dir("/");
+    command.env_clear().current_dir("/");
     for name in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }

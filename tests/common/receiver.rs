@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +25,8 @@ pub enum Reply {
     Slow(Duration),
     /// Answers with this status once the channel says `true`.
     Held(u16, watch::Receiver<bool>),
+    /// The same with a body.
+    HeldFull(u16, Vec<u8>, watch::Receiver<bool>),
     /// Reads the request and never answers.
     Hang,
     /// Closes the connection with a reset instead of answering.
@@ -50,7 +52,8 @@ impl Reply {
 
     fn status(&self) -> Option<u16> {
         match self {
-            Reply::Status(status) | Reply::Full(status, ..) | Reply::Held(status, _) => Some(*status),
+            Reply::Status(status) | Reply::Full(status, ..) => Some(*status),
+            Reply::Held(status, _) | Reply::HeldFull(status, ..) => Some(*status),
             Reply::Slow(_) | Reply::OkThenClose => Some(200),
             Reply::Hang | Reply::Reset | Reply::Drip(_) | Reply::Raw(_) => None,
         }
@@ -121,6 +124,7 @@ struct Shared {
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
     connections: AtomicUsize,
+    forgets_bodies: AtomicBool,
     /// What the port really is, as opposed to what was asked for.
     port: watch::Sender<Port>,
 }
@@ -136,6 +140,13 @@ impl Receiver {
         Receiver::scripted(move |_| reply.clone())
     }
 
+    /// A receiver that answers everything with 200 and does not remember bodies: for more than fits.
+    pub fn sink() -> Receiver {
+        let receiver = Receiver::start();
+        receiver.shared.forgets_bodies.store(true, Ordering::SeqCst);
+        receiver
+    }
+
     /// A receiver that asks `script` about each request.
     pub fn scripted(script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Receiver {
         let shared = Arc::new(Shared {
@@ -144,6 +155,7 @@ impl Receiver {
             in_flight: AtomicUsize::new(0),
             most_in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            forgets_bodies: AtomicBool::new(false),
             port: watch::Sender::new(Port::Closed),
         });
         let (open, wanted) = watch::channel(Port::Open);
@@ -312,6 +324,9 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
         let script = lock(&shared.script).clone();
         let reply = script(&request);
         request.status = reply.status();
+        if shared.forgets_bodies.load(Ordering::SeqCst) {
+            request.body = Vec::new();
+        }
         lock(&shared.received).push(request);
         let kept_alive = answer(&mut stream, reply).await;
         drop(in_flight);
@@ -369,6 +384,10 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> io::Result<bool> {
         Reply::Held(status, mut released) => {
             released.wait_for(|released| *released).await.ok();
             write(stream, status, &[], b"").await?;
+        }
+        Reply::HeldFull(status, body, mut released) => {
+            released.wait_for(|released| *released).await.ok();
+            write(stream, status, &[], &body).await?;
         }
         Reply::Hang => return wait_for_the_end(stream).await,
         Reply::Reset => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually};
 
 /// How long the receiver is away: many times what the retries take.
-const OUTAGE: Duration = Duration::from_secs(30);
+const OUTAGE: Duration = Duration::from_secs(10);
 
 /// Two tenants whose receivers `fall` and `rise` together: one with `MANY` events, one with a single one. The
 /// retries are used up within a second of the outage.

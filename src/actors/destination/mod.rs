@@ -24,7 +24,7 @@ use self::pump::Pace;
 use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Remember};
-use super::limit::{Freed, Held, Limit};
+use super::limit::{Freed, Held};
 use crate::clock::{self, DbClock};
 use crate::model::{Attempt, DbTime, Destination, DestinationId};
 use crate::outbound::{Sender, Target};
@@ -111,14 +111,11 @@ struct InFlight {
 struct Obituary {
     stopped: Stopped,
     to: Recipient<Stopped>,
-    slots: Limit,
 }
 
 impl Drop for Obituary {
     fn drop(&mut self) {
         self.to.do_send(self.stopped);
-        // A place that was offered to it would be lost.
-        self.slots.tell_next();
     }
 }
 
@@ -166,6 +163,8 @@ pub struct DestinationActor {
     /// How far an ordered claim has to look for leases of others.
     ordered: Ordered,
     waits_for_slot: bool,
+    /// The slot that was waited for, until it is used.
+    slot: Option<Held>,
     timer: Option<(SpawnHandle, Instant)>,
     pace: Pace,
     rest_until: Option<Instant>,
@@ -203,12 +202,13 @@ impl DestinationActor {
             reached: None,
             ordered: Ordered::Everywhere,
             waits_for_slot: false,
+            slot: None,
             timer: None,
             pace: Pace::new(clock::now()),
             rest_until: None,
             halted: false,
             retiring: false,
-            obituary: Obituary { stopped, to: links.stopped.clone(), slots: links.shared.slots.clone() },
+            obituary: Obituary { stopped, to: links.stopped.clone() },
             destination,
             links,
         };
@@ -304,13 +304,12 @@ impl Handler<Wake> for DestinationActor {
 impl Handler<Freed> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, _: Freed, ctx: &mut Self::Context) {
+    fn handle(&mut self, Freed(slot): Freed, ctx: &mut Self::Context) {
         self.waits_for_slot = false;
-        let before = self.next_request;
+        self.slot = slot;
         self.pump(ctx);
-        if self.next_request == before && !self.waits_for_slot {
-            self.links.shared.slots.tell_next();
-        }
+        // Not needed any more: somebody else may have it.
+        self.slot = None;
     }
 }
 
@@ -320,7 +319,8 @@ impl Handler<Granted> for DestinationActor {
     fn handle(&mut self, granted: Granted, ctx: &mut Self::Context) {
         self.claiming = false;
         self.hungry = granted.more || self.hinted;
-        self.reached = if granted.more && !self.hinted { granted.reached } else { None };
+        self.behind |= granted.behind;
+        self.reached = if granted.more && !self.hinted && !granted.behind { granted.reached } else { None };
         if let Some(clock) = granted.clock {
             self.clock = clock;
         }

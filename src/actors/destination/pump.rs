@@ -82,7 +82,8 @@ impl DestinationActor {
             return false;
         }
         let slots = &self.links.shared.slots;
-        let Some(slot) = slots.take_one_or_wait(self.destination.org, || ctx.address().recipient()) else {
+        let take = || slots.take_one_or_wait(self.destination.org, || ctx.address().recipient());
+        let Some(slot) = self.slot.take().or_else(take) else {
             self.waits_for_slot = true;
             self.ready.put_back(batch, now);
             return false;

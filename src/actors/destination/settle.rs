@@ -229,14 +229,21 @@ impl DestinationActor {
         let id = self.destination.id;
         let millis = attempt.duration.as_millis();
         let what = message(&attempt.answer).unwrap_or_default();
+        let ours = verdict == Verdict::OurFault;
+        if ours && self.links.shared.trouble.is_news(&what, clock::now()) {
+            log::error!("requests wait, and nothing is charged: {what}");
+        }
+        let level = if ours { log::Level::Debug } else { log::Level::Warn };
         match &batch.leased[..] {
-            [one] => log::warn!(
+            [one] => log::log!(
+                level,
                 "destination={id} delivery={} event={} attempt={} {verdict:?} after {millis} ms: {what}",
                 one.delivery.id,
                 one.delivery.event.id,
                 one.delivery.attempts + 1,
             ),
-            many => log::warn!(
+            many => log::log!(
+                level,
                 "destination={id} batch of {} from delivery={}: {verdict:?} after {millis} ms: {what}",
                 many.len(),
                 many[0].delivery.id,

@@ -8,7 +8,9 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use uuid::Uuid;
 
 use super::LEASE;
-use crate::model::{DbTime, Delivery, DeliveryId, DestinationId, Event, EventId, OrgId};
+use crate::model::{
+    DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, OrgId, Outcome,
+};
 use crate::store::{StoreError, in_time};
 
 /// Deliveries that one claim statement takes at most.
@@ -32,10 +34,29 @@ pub struct Ask {
     /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed
     /// already.
     pub since: Option<DbTime>,
-    /// Stop after the event with which their sizes reach this many bytes.
+    /// Stop after the event with which their sizes, as estimated, reach this many bytes.
     pub max_bytes: u64,
     /// Claim in insertion order, nothing while a lease is live.
     pub ordered: Option<Ordered>,
+}
+
+/// How much one claim may read for all who ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// It ends with the event with which the sizes, as estimated by what is stored, reach this many bytes.
+    pub planned: u64,
+    /// Estimates can be wrong: what comes after this many bytes is given back unread.
+    pub most: u64,
+    /// Larger payloads and contents stay where they are.
+    pub max_event_bytes: usize,
+}
+
+impl Room {
+    /// The room for `part` of `all` asks.
+    pub fn part(self, part: usize, all: usize) -> Room {
+        let of = |bytes: u64| (bytes / all.max(1) as u64 * part as u64).max(1);
+        Room { planned: of(self.planned), most: of(self.most), ..self }
+    }
 }
 
 /// How thoroughly an ordered claim looks for live leases.
@@ -60,8 +81,11 @@ pub struct Grant {
     pub next_due: Option<DbTime>,
     /// The clock of the claim.
     pub now: DbTime,
-    /// The latest `next_retry_at` among `deliveries`: the next [`Ask::since`].
+    /// The latest `next_retry_at` among `deliveries`: the next [`Ask::since`]. None when something lies
+    /// before it.
     pub reached: Option<DbTime>,
+    /// What was leased and not read, as there was no room for it: to be written.
+    pub returned: Vec<Outcome>,
 }
 
 /// A claimed delivery and whether its event may be sent at all.
@@ -93,17 +117,17 @@ const EVENT_COLUMNS: &str = "
     SELECT attname::text FROM pg_catalog.pg_attribute
     WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
 
-/// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event.
-/// The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next, and one
-/// of kind 2 for each destination whose byte limit cut something off.
+/// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte limit
+/// of all. The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next,
+/// and one of kind 2 for each destination of which a byte limit cut something off.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::int[], $3::timestamp[], $4::bigint[])
-        AS a(destination_id, want, since, max_bytes)
+        WITH ORDINALITY AS a(destination_id, want, since, max_bytes, turn)
 ),
 picked AS MATERIALIZED (
-    SELECT a.max_bytes, p.*
+    SELECT a.max_bytes, a.turn, p.*
     FROM ask a CROSS JOIN clock c CROSS JOIN LATERAL (
         SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
         FROM public.webhook_deliveries d
@@ -118,7 +142,7 @@ picked AS MATERIALIZED (
         FOR NO KEY UPDATE SKIP LOCKED
     ) p
     UNION ALL
-    SELECT a.max_bytes, p.*
+    SELECT a.max_bytes, a.turn, p.*
     FROM ask a CROSS JOIN clock c CROSS JOIN LATERAL (
         SELECT d.id, d.destination_id, d.log_id, d.attempts, d.last_attempt_at, d.created_at, d.next_retry_at
         FROM public.webhook_deliveries d
@@ -142,7 +166,7 @@ SELECT 1::int2, a.destination_id, c.now, {NULLS}, (
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
+FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c";
 
 /// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger
 /// than the lock, or it would not see what another process has claimed meanwhile.
@@ -156,7 +180,7 @@ const CLAIM_ORDERED: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[])
-        AS a(destination_id, want, lookahead, max_bytes)
+        WITH ORDINALITY AS a(destination_id, want, lookahead, max_bytes, turn)
 ),
 free AS MATERIALIZED (
     SELECT a.* FROM ask a CROSS JOIN clock c WHERE NOT EXISTS (
@@ -169,7 +193,7 @@ free AS MATERIALIZED (
           AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at))
 ),
 queue AS MATERIALIZED (
-    SELECT a.max_bytes, p.* FROM free a CROSS JOIN LATERAL (
+    SELECT a.max_bytes, a.turn, p.* FROM free a CROSS JOIN LATERAL (
         SELECT d.id, d.destination_id, d.created_at, d.next_retry_at FROM public.webhook_deliveries d
         WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
         ORDER BY d.created_at, d.id
@@ -200,20 +224,28 @@ SELECT 1::int2, a.destination_id, c.now, {NULLS},
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM sized s CROSS JOIN clock c WHERE s.bytes_before >= s.max_bytes";
+FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c";
 
-/// The common end of both claims: read the events of what was picked, cut at the byte limit, write the lease.
+/// The common end of both claims: cut what was picked at the byte limits, read the events, write the lease.
+/// Where the limit of all cuts, everybody's first event comes before anybody's second one.
 const TAKE: &str = "
 sized AS MATERIALIZED (
-    SELECT p.*, {EVENT}, coalesce(sum({SIZE}) OVER earlier, 0) AS bytes_before
+    SELECT p.*, {EVENT}, {SIZE} AS bytes,
+        coalesce(sum({SIZE}) OVER (mine ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
+            < p.max_bytes AS is_mine,
+        row_number() OVER mine AS place
     FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
-    WINDOW earlier AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id
-        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+    WINDOW mine AS (PARTITION BY p.destination_id ORDER BY p.{ORDER}, p.id)
+),
+shared AS MATERIALIZED (
+    SELECT s.*, s.is_mine AND coalesce(sum(s.bytes) FILTER (WHERE s.is_mine) OVER earlier, 0) < $8 AS fits
+    FROM sized s
+    WINDOW earlier AS (ORDER BY s.place, s.turn ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 taken AS (
     UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
-    FROM sized s CROSS JOIN clock c
-    WHERE d.id = s.id AND s.bytes_before < s.max_bytes
+    FROM shared s CROSS JOIN clock c
+    WHERE d.id = s.id AND s.fits
     RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
@@ -224,7 +256,8 @@ taken AS (
         s.event_category,
         CASE WHEN octet_length(s.content) <= $7 THEN s.content END,
         CASE WHEN pg_column_size(s.payload) < {SMALL} THEN s.payload::text
-             WHEN octet_length(s.payload::text) <= $7 THEN s.payload::text END,
+             ELSE (SELECT CASE WHEN octet_length(printed) <= $7 THEN printed END
+                   FROM (SELECT s.payload::text AS printed OFFSET 0) once) END,
         coalesce(to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text),
         coalesce(octet_length(s.content) > $7, false),
         d.next_retry_at
@@ -255,12 +288,17 @@ impl ClaimSql {
              l.payload, l.created_at AS event_created_at",
             optional.join(", ")
         );
-        // What is stored may be compressed: only what is too short for that is taken as it is.
-        let content = if has("content") { "coalesce(octet_length(l.content), 0)" } else { "0" };
-        let size = format!(
-            "{content} + 512 + CASE WHEN pg_column_size(l.payload) < 2000 THEN pg_column_size(l.payload) \
-             ELSE octet_length(l.payload::text) END"
+        // Nothing is read to learn how large it is. What is compressed is taken for as large as it can be,
+        // or, where that would cut too much off, for larger than it usually is.
+        let content = if has("content") { "l.content" } else { "NULL::text" };
+        let stored = "pg_column_size(l.payload)::bigint";
+        let payload = format!(
+            "least($7, {stored} * CASE WHEN pg_column_compression(l.payload) IS NULL THEN 1 \
+             WHEN {stored} < 8192 THEN 8 ELSE 90 END)"
         );
+        // LEAST overlooks nulls, and would take an event without content for the largest one.
+        let content = format!("least($7, coalesce(octet_length({content}), 0))");
+        let size = format!("({content} + {payload} + {EVENT_OVERHEAD_BYTES})::int");
         let take = TAKE
             .replace("{EVENT}", &event)
             .replace("{SIZE}", &size)
@@ -274,7 +312,7 @@ impl ClaimSql {
 
     /// Leases what `asks` (all unordered) ask for, in one statement.
     ///
-    /// `floor`: leases before it are void. `max_event_bytes`: larger payloads stay where they are.
+    /// `floor`: leases before it are void. `room`: for all of it.
     ///
     /// # Errors
     /// After any error the connection must be dropped: whether the claim has happened is not known.
@@ -283,14 +321,14 @@ impl ClaimSql {
         connection: &mut PgConnection,
         asks: &[Ask],
         floor: DbTime,
-        max_event_bytes: usize,
+        room: Room,
     ) -> Result<Vec<Grant>, StoreError> {
         let since: Vec<DbTime> = asks.iter().map(|a| a.since.unwrap_or(DbTime(i64::MIN))).collect();
         let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim)))
             .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
             .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
             .bind(since);
-        in_time(run_claim(query, connection, asks, floor, max_event_bytes)).await
+        in_time(run_claim(query, connection, asks, floor, room)).await
     }
 
     /// Leases what `asks` (all ordered) ask for: the head of each queue, or nothing where a lease is live or
@@ -303,7 +341,7 @@ impl ClaimSql {
         connection: &mut PgConnection,
         asks: &[Ask],
         floor: DbTime,
-        max_event_bytes: usize,
+        room: Room,
     ) -> Result<Vec<Grant>, StoreError> {
         in_time(async {
             let mut transaction = connection.begin().await?;
@@ -319,7 +357,7 @@ impl ClaimSql {
                 .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
                 .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
                 .bind(asks.iter().map(lookahead).collect::<Vec<_>>());
-            let grants = run_claim(query, &mut transaction, &asks, floor, max_event_bytes).await?;
+            let grants = run_claim(query, &mut transaction, &asks, floor, room).await?;
             transaction.commit().await?;
             Ok(grants)
         })
@@ -334,17 +372,19 @@ async fn run_claim(
     connection: &mut PgConnection,
     asks: &[Ask],
     floor: DbTime,
-    max_event_bytes: usize,
+    room: Room,
 ) -> Result<Vec<Grant>, sqlx::Error> {
-    let max_bytes = |ask: &Ask| i64::try_from(ask.max_bytes).unwrap_or(i64::MAX);
+    let bigint = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let query = query
-        .bind(asks.iter().map(max_bytes).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| bigint(ask.max_bytes)).collect::<Vec<_>>())
         .bind(LEASE)
         .bind(floor)
-        .bind(i32::try_from(max_event_bytes).unwrap_or(i32::MAX));
+        .bind(i32::try_from(room.max_event_bytes).unwrap_or(i32::MAX))
+        .bind(bigint(room.planned));
     let mut grants: Vec<Grant> = asks.iter().map(|ask| Grant::none(ask.destination)).collect();
     let mut place = std::collections::HashMap::with_capacity(asks.len());
     place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));
+    let mut held = 0;
     let mut rows = query.fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
@@ -353,14 +393,21 @@ async fn run_claim(
         match row.try_get::<i16, _>(0)? {
             0 => {
                 grant.reached = grant.reached.max(row.try_get(20)?);
-                grant.deliveries.push(read_claimed(&row)?);
+                let claimed = read_claimed(&row, held < room.most)?;
+                if held < room.most {
+                    held += claimed.delivery.event.bytes_held();
+                    grant.deliveries.push(claimed);
+                } else {
+                    grant.returned.push(Outcome::given_back(&claimed.delivery));
+                }
             }
             1 => grant.next_due = row.try_get(20)?,
             _ => grant.more = true,
         }
     }
     for (grant, ask) in grants.iter_mut().zip(asks) {
-        grant.more |= grant.deliveries.len() >= ask.want as usize;
+        grant.more |= grant.deliveries.len() >= ask.want as usize || !grant.returned.is_empty();
+        grant.reached = grant.reached.filter(|_| grant.returned.is_empty());
         if ask.ordered.is_some() {
             grant.deliveries.sort_by_key(|c| (c.delivery.created_at, c.delivery.id));
         }
@@ -368,8 +415,10 @@ async fn run_claim(
     Ok(grants)
 }
 
-fn read_claimed(row: &PgRow) -> Result<Claimed, sqlx::Error> {
-    let payload: Option<String> = row.try_get(17)?;
+/// Reads a row of kind 0; its event without content and payload where there is no `room` for them.
+fn read_claimed(row: &PgRow, room: bool) -> Result<Claimed, sqlx::Error> {
+    let text = |column| if room { row.try_get(column) } else { Ok(None) };
+    let payload: Option<String> = text(17)?;
     let too_large = payload.is_none() || row.try_get(19)?;
     let event = Event {
         id: EventId(row.try_get(8)?),
@@ -380,7 +429,7 @@ fn read_claimed(row: &PgRow) -> Result<Claimed, sqlx::Error> {
         client_version: row.try_get(13)?,
         event_type: row.try_get(14)?,
         event_category: row.try_get(15)?,
-        content: row.try_get(16)?,
+        content: text(16)?,
         payload: payload.unwrap_or_default(),
         created_at: row.try_get(18)?,
     };
@@ -407,6 +456,7 @@ impl Grant {
             next_due: None,
             now: DbTime(0),
             reached: None,
+            returned: Vec::new(),
         }
     }
 }

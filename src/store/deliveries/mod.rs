@@ -15,7 +15,7 @@ mod record;
 
 use std::time::Duration;
 
-pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered};
+pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered, Room};
 pub use self::record::{MAX_RECORD_ROWS, record};
 
 /// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
