@@ -15,12 +15,16 @@ use super::wire::Ended;
 const MAX_CHARS: usize = 500;
 
 /// Why a request brought no answer.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The pooled connection was dead before the request: try again at once.
+    #[error("the connection was closed before the answer")]
     Stale,
     /// See [`Unconnected::Theirs`]; refusals by the egress rules as well.
+    #[error("{0}")]
     Theirs(String),
     /// See [`Unconnected::Ours`].
+    #[error("{0}")]
     Ours(String),
 }
 

@@ -68,11 +68,16 @@ impl Network {
         &self.rules
     }
 
+    /// The TLS configuration that is not of one destination.
+    pub(super) fn tls(&self) -> Arc<ClientConfig> {
+        self.tls.clone()
+    }
+
     /// The TLS configuration for `settings`: the shared one unless it has certificates of its own.
     pub(super) fn tls_for(&self, settings: &Settings) -> Result<Arc<ClientConfig>, Fault> {
         let Settings { tls_ca, tls_client_cert, tls_client_key, .. } = settings;
         if tls_ca.is_none() && tls_client_cert.is_none() && tls_client_key.is_none() {
-            return Ok(self.tls.clone());
+            return Ok(self.tls());
         }
         let roots = match tls_ca {
             None => self.roots.clone(),

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use actix_http::header::HeaderMap;
 use actix_http::{Method, Uri};
 use awc::error::SendRequestError;
-use awc::{Client, Connector, FrozenClientRequest, SendClientRequest};
+use awc::{Client, ClientResponse, Connector, FrozenClientRequest};
 use bytes::Bytes;
 
 use super::connector::Dialer;
+use super::explain::{self, Failure};
 use crate::clock;
 
 /// How long an unused connection is kept. Most receivers close theirs after 5 to 75 s.
@@ -69,28 +70,25 @@ impl Pool {
         InFlight(self.clone())
     }
 
-    /// Sends over a pooled connection, or a new one.
-    pub(super) fn send(
-        &self,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<SendClientRequest, SendRequestError> {
-        if let Some(client) = &*self.client.borrow() {
-            return Ok(client.extra_headers(headers).send_body(body));
+    /// Sends over a pooled connection, or a new one; returns with the head of the answer.
+    pub(super) async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<ClientResponse, Failure> {
+        // The client must not be borrowed while the answer is waited for.
+        let pooled = self.client.borrow().clone();
+        match pooled {
+            Some(client) => client.extra_headers(headers).send_body(body).await.map_err(explain::send),
+            None => self.send_fresh(headers, body).await,
         }
-        self.send_fresh(headers, body)
     }
 
     /// Sends over a new connection for sure, and forgets all idle ones.
-    pub(super) fn send_fresh(
+    pub(super) async fn send_fresh(
         &self,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<SendClientRequest, SendRequestError> {
-        let client = self.client()?;
-        let sent = client.extra_headers(headers).send_body(body);
-        self.client.replace(Some(client));
-        Ok(sent)
+    ) -> Result<ClientResponse, Failure> {
+        let client = self.client().map_err(explain::send)?;
+        self.client.replace(Some(client.clone()));
+        client.extra_headers(headers).send_body(body).await.map_err(explain::send)
     }
 
     /// Forgets all idle connections; those in use are closed when they are done.
@@ -162,7 +160,7 @@ mod tests {
             stream.read(&mut buffer).await.unwrap()
         });
         let in_flight = pool.enter();
-        let response = pool.send(HeaderMap::new(), Bytes::new()).unwrap().await.unwrap();
+        let response = pool.send(HeaderMap::new(), Bytes::new()).await.unwrap();
         assert_eq!(response.status(), 204);
         drop((response, in_flight));
 

@@ -2,6 +2,7 @@
 //! and where it refuses to go.
 
 mod faults;
+mod oauth;
 mod receiver;
 mod refused;
 mod requests;

@@ -12,6 +12,7 @@ mod breaker;
 mod connections;
 mod limits;
 mod live;
+mod oauth;
 mod operational;
 mod ordered;
 mod pauses;
