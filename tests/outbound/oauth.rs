@@ -1,5 +1,6 @@
 //! Tokens: how they are asked for, kept, replaced, and what becomes of an attempt without one.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -128,6 +129,39 @@ async fn a_token_that_is_refused_is_replaced_once_for_all_and_the_requests_repea
     let seen = tokens_seen(&receiver);
     let count = |token| seen.iter().filter(|seen| *seen == token).count();
     assert_eq!((count("Bearer t-1"), count("Bearer t-2")), (21, 20));
+}
+
+#[actix_rt::test]
+async fn whoever_hears_late_that_a_token_is_refused_takes_the_one_that_has_come_meanwhile() {
+    let tokens = token_server(3600).await;
+    let replaced = Rc::new(tokio::sync::Notify::new());
+    let receiver = Receiver::start(move |mut stream, number, receiver| {
+        let replaced = replaced.clone();
+        async move {
+            while receiver.read(&mut stream, number).await {
+                let seen = tokens_seen(&receiver);
+                let answer = match (seen.len(), seen.last().map(String::as_str)) {
+                    (1, _) => OK,
+                    (2, _) => {
+                        replaced.notified().await;
+                        REFUSED
+                    }
+                    (_, Some("Bearer t-1")) => REFUSED,
+                    _ => {
+                        replaced.notify_one();
+                        OK
+                    }
+                };
+                stream.write_all(answer.as_bytes()).await.expect("an open connection");
+            }
+        }
+    })
+    .await;
+    let sender = sender(&with_tokens(&receiver, &tokens, ""));
+    assert_eq!(attempt(&sender).await, response(204, ""));
+    let answers = join_all((0..2).map(|_| attempt(&sender))).await;
+    assert_eq!(answers, [response(204, ""), response(204, "")]);
+    assert_eq!((tokens.connections().len(), tokens_seen(&receiver).len()), (2, 5));
 }
 
 #[actix_rt::test]
