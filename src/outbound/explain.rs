@@ -34,7 +34,7 @@ pub(super) fn send(error: SendRequestError) -> Failure {
         SendRequestError::Connect(error) => connecting(error),
         SendRequestError::Send(error) | SendRequestError::Response(ParseError::Io(error)) => exchange(&error),
         SendRequestError::Response(ParseError::TooLarge) => {
-            Failure::Theirs("the head of the answer is larger than 128 KiB".into())
+            Failure::Theirs("the head of the answer is larger than 128 KiB or has more than 96 lines".into())
         }
         SendRequestError::Response(error) => Failure::Theirs(chain("the answer is not HTTP", &error)),
         other => Failure::Theirs(chain("the request failed", &other)),

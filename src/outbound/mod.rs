@@ -19,6 +19,7 @@ mod connector;
 mod explain;
 mod flight;
 mod grant;
+mod head;
 mod headers;
 mod lookup;
 mod network;
@@ -131,7 +132,8 @@ impl Sender {
             Ok(Ok(head)) => head,
         };
         if head.status().is_informational() {
-            // The real answer would still follow on that connection, and be taken for the next request's.
+            // 101 to a request that did not ask for it, or interim answers without end: whatever follows on
+            // that connection must not be taken for the next request's answer.
             self.pool.clear();
             let status = head.status().as_u16();
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
