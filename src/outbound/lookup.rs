@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::LocalBoxFuture;
+
 use super::connector::Unconnected;
 use super::explain;
 use super::flight::Flight;
@@ -17,20 +19,36 @@ use crate::clock;
 /// late for one attempt serves the next.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(5);
 
+/// What a resolver says, and when it said so.
 #[derive(Clone)]
-struct Answer {
-    found: Result<Rc<[IpAddr]>, Unconnected>,
-    at: Instant,
+pub(super) struct Answer {
+    pub(super) found: Result<Rc<[IpAddr]>, Unconnected>,
+    pub(super) at: Instant,
 }
 
+/// Looks a name up.
+pub(super) type Resolver = Box<dyn Fn(String) -> LocalBoxFuture<'static, Answer>>;
+
 /// The lookup that is under way, or the last one.
-#[derive(Default)]
-pub(super) struct Lookup(Flight<Answer>);
+pub(super) struct Lookup {
+    flight: Flight<Answer>,
+    resolver: Resolver,
+}
 
 impl Lookup {
+    /// Lookups by `resolver`.
+    pub(super) fn new(resolver: Resolver) -> Lookup {
+        Lookup { flight: Flight::default(), resolver }
+    }
+
+    /// Lookups by this machine's resolver.
+    pub(super) fn by_system() -> Lookup {
+        Lookup::new(Box::new(|name| Box::pin(look_up(name))))
+    }
+
     /// The addresses of `name`.
     pub(super) async fn addresses(&self, name: &str) -> Result<Rc<[IpAddr]>, Unconnected> {
-        self.0.join(is_fresh, || look_up(name.to_owned()), stopped).await.found
+        self.flight.join(is_fresh, || (self.resolver)(name.to_owned()), stopped).await.found
     }
 }
 
