@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use actix_http::error::{ParseError, PayloadError};
 use awc::error::{ConnectError, SendRequestError};
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use super::connector::Unconnected;
 use super::wire::Ended;
@@ -143,6 +143,10 @@ pub(super) fn tls(error: &io::Error, peer: SocketAddr) -> Unconnected {
     };
     let reason = match inner {
         rustls::Error::InvalidCertificate(fault) => certificate(fault),
+        rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+            "the receiver speaks no version of TLS from 1.2 on, older ones are not safe".into()
+        }
         rustls::Error::AlertReceived(alert) => format!("the receiver refused the handshake: {alert:?}"),
         rustls::Error::InvalidMessage(_) => format!("{peer} does not speak TLS"),
         other => other.to_string(),

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::target::Fault;
+use crate::config::certificates;
 use crate::model::Settings;
 use crate::policy::egress::Rules;
 
@@ -116,16 +117,6 @@ fn builder(roots: Arc<RootCertStore>) -> Result<Builder, rustls::Error> {
 fn http1(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("is not PEM: {error}"))?;
-    if certificates.is_empty() {
-        return Err("holds no certificate in PEM".into());
-    }
-    Ok(certificates)
 }
 
 fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {

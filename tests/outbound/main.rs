@@ -1,6 +1,9 @@
 //! The HTTP client against receivers on real sockets: what it sends, what it makes of every kind of answer,
 //! and where it refuses to go.
 
+#[path = "../common/authority.rs"]
+mod authority;
+
 mod faults;
 mod oauth;
 mod receiver;
