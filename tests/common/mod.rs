@@ -25,7 +25,7 @@ pub use cluster::{Server, fresh_dir};
 pub use db::{Db, NewDestination};
 pub use invariants::{check_invariants, leased};
 pub use posthaste::{Posthaste, Ready, free_port, run};
-pub use receiver::{Received, Receiver, Reply};
+pub use receiver::{Received, Receiver, Reply, read_request};
 
 /// How long anything may take before a test gives up: far more than it needs, for slow and busy machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/authority.rs"]
+mod authority;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -10,6 +12,7 @@ mod bad_input;
 mod batches;
 mod breaker;
 mod connections;
+mod hostile;
 mod limits;
 mod live;
 mod oauth;
@@ -18,6 +21,7 @@ mod ordered;
 mod pauses;
 mod rows;
 mod sparing;
+mod tls;
 mod waiting;
 
 use std::time::Duration;
