@@ -7,11 +7,13 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::model::Secret;
 use crate::policy::egress::Rules;
@@ -281,6 +283,24 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| "is not a whole number (KiB, MiB and GiB may follow)".into())
 }
 
+/// The certificates in `pem`, at least one.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("is not PEM: {error}"))?;
+    if certificates.is_empty() {
+        return Err("holds no certificate in PEM".into());
+    }
+    Ok(certificates)
+}
+
+fn certificates_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    certificates(&std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?)
+}
+
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl DispatchArgs {
@@ -300,9 +320,9 @@ impl DispatchArgs {
             allow_networks.extend(r.check("--allow-networks", text, parsed.map(Some)));
         }
         if let Some(file) = &self.ca_file
-            && let Err(error) = std::fs::File::open(file)
+            && let Err(fault) = certificates_in(file)
         {
-            r.faults.push(format!("--ca-file: {} cannot be read: {error}", file.display()));
+            r.faults.push(format!("--ca-file: {} {fault}", file.display()));
         }
         let secret_keys = self.secret_key.keys().unwrap_or_else(|ConfigFaults(faults)| {
             r.faults.extend(faults);

@@ -26,7 +26,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 /// What may stand only in some places of the crate; everywhere outside tests.
-const BANS: [(&str, &[&str]); 12] = [
+const BANS: [(&str, &[&str]); 13] = [
     ("Instant::now", &["clock.rs"]),
     ("SystemTime::now", &["clock.rs"]),
     ("sqlx", &["store/"]),
@@ -39,6 +39,8 @@ const BANS: [(&str, &[&str]); 12] = [
     ("unwrap()", &[]),
     ("thread::sleep", &[]),
     ("unsafe", &[]),
+    // Where rustls keeps what switches the verification of certificates off.
+    ("dangerous", &[]),
 ];
 
 /// Policy and formats are pure: what these words would bring in comes as an argument, or not at all.
@@ -102,6 +104,7 @@ fn the_rules_find_what_they_are_for() {
     assert_eq!(ban("actors/db.rs", "eprintln!(\"\"); value.unwrap(); value.unwrap_or(1);"), 2);
     assert_eq!(ban("policy/retry.rs", "pub async fn f() { log::warn!(\"\") }"), 2);
     assert_eq!(ban("actors/db.rs", "let c = '\"'; unsafe {} // unsafe"), 1);
+    assert_eq!(ban("outbound/network.rs", "config.dangerous().set_certificate_verifier(x);"), 1);
     assert_eq!(ban("actors/db.rs", "let s = r#\"a \" unsafe\"#; let t = \"\\\" unsafe\"; fn f<'a>() {}"), 0);
 
     let long = |text: &str| too_long(&source("x.rs", text)).len();

@@ -75,7 +75,8 @@ pub fn run(args: Args) -> ExitCode {
         Err(error) => {
             eprintln!("posthaste serve: {error}");
             match error {
-                ServeError::Config(_) | ServeError::Start(StartError::Store(StoreError::Url(_))) => {
+                ServeError::Config(_)
+                | ServeError::Start(StartError::Store(StoreError::Url(_)) | StartError::Network(_)) => {
                     ExitCode::from(super::EXIT_USAGE)
                 }
                 _ => ExitCode::FAILURE,

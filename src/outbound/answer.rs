@@ -25,31 +25,51 @@ pub(super) fn timed_out(timeout: Duration) -> String {
     format!("timed out after {} ms", timeout.as_millis())
 }
 
-/// Reads the body that belongs to `response`.
+/// What was read of a body.
+pub(super) struct Body {
+    /// Its beginning.
+    pub(super) kept: Vec<u8>,
+    /// Bytes that came, kept or not: up to [`READ_BODY_BYTES`], and more only if there were more.
+    pub(super) seen: usize,
+    /// Why reading failed, if it did.
+    pub(super) broken: Option<String>,
+}
+
+/// Reads the answer whose head is `response`.
 pub(super) async fn read(mut response: ClientResponse, deadline: Instant, timeout: Duration) -> Answer {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(header::RETRY_AFTER).map(|value| {
         let bytes = value.as_bytes();
         text(&bytes[..bytes.len().min(RETRY_AFTER_BYTES)])
     });
-    let mut kept = Vec::new();
-    let broken = match tokio::time::timeout_at(deadline, drain(&mut response, &mut kept)).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) if explain::is_closed(&error) && ends_with_connection(&response) => None,
-        Ok(Err(error)) => Some(explain::body(&error)),
-        Err(_) => Some(format!("the body of the answer {}", timed_out(timeout))),
-    };
+    let Body { kept, broken, .. } = body(&mut response, KEPT_BODY_BYTES, deadline, timeout).await;
     Answer::Response { status, body: text(&kept), retry_after, broken }
 }
 
-async fn drain(response: &mut ClientResponse, kept: &mut Vec<u8>) -> Result<(), PayloadError> {
-    let mut seen = 0;
+/// Reads the body that belongs to `response`, and keeps its first `most` bytes.
+pub(super) async fn body(
+    response: &mut ClientResponse,
+    most: usize,
+    deadline: Instant,
+    timeout: Duration,
+) -> Body {
+    let mut body = Body { kept: Vec::new(), seen: 0, broken: None };
+    body.broken = match tokio::time::timeout_at(deadline, drain(response, &mut body, most)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) if explain::is_closed(&error) && ends_with_connection(response) => None,
+        Ok(Err(error)) => Some(explain::body(&error)),
+        Err(_) => Some(format!("the body of the answer {}", timed_out(timeout))),
+    };
+    body
+}
+
+async fn drain(response: &mut ClientResponse, body: &mut Body, most: usize) -> Result<(), PayloadError> {
     while let Some(chunk) = response.next().await {
         let chunk = chunk?;
-        let wanted = chunk.len().min(KEPT_BODY_BYTES - kept.len());
-        kept.extend_from_slice(&chunk[..wanted]);
-        seen += chunk.len();
-        if seen > READ_BODY_BYTES {
+        let wanted = chunk.len().min(most - body.kept.len());
+        body.kept.extend_from_slice(&chunk[..wanted]);
+        body.seen += chunk.len();
+        if body.seen > READ_BODY_BYTES {
             break;
         }
     }

@@ -5,6 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use super::grant::Grant;
+use super::network::Network;
 use super::target::Fault;
 use crate::model::Secret;
 
@@ -35,33 +37,55 @@ pub(super) fn is_ours(name: &str) -> bool {
     OURS.contains(&name) || name.starts_with("webhook-") || name.starts_with("posthaste-")
 }
 
-/// The header that authenticates, if `auth_type` wants one.
-pub(super) fn header(auth_type: &str, config: &Secret) -> Result<Option<(HeaderName, HeaderValue)>, Fault> {
-    match auth_type {
-        "none" => Ok(None),
-        "bearer" => {
-            let members = Members::parse(auth_type, config)?;
-            let value = format!("Bearer {}", members.text("token")?);
-            Ok(Some((header::AUTHORIZATION, sensitive("auth_config.token", &value)?)))
-        }
-        "basic" => {
-            let members = Members::parse(auth_type, config)?;
-            let (username, password) = (members.text("username")?, members.string("password")?);
-            if username.contains(':') {
-                return Err(Fault::Auth("auth_config.username cannot contain a colon".into()));
+/// How requests authenticate themselves.
+pub(super) enum Auth {
+    /// They don't.
+    None,
+    /// By a header that is always the same.
+    Header(HeaderName, HeaderValue),
+    /// By a token in `authorization`, which has to be asked for.
+    Token(Box<Grant>),
+}
+
+impl Auth {
+    /// Reads `auth_type` and `auth_config`.
+    pub(super) fn compile(auth_type: &str, config: &Secret, network: &Network) -> Result<Auth, Fault> {
+        let members = || Members::parse(auth_type, config);
+        match auth_type {
+            "none" => Ok(Auth::None),
+            "bearer" => {
+                let value = format!("Bearer {}", members()?.text("token")?);
+                Ok(Auth::Header(header::AUTHORIZATION, sensitive("auth_config.token", &value)?))
             }
-            let value = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
-            Ok(Some((header::AUTHORIZATION, sensitive("auth_config.password", &value)?)))
+            "basic" => {
+                let members = members()?;
+                let (username, password) = (members.text("username")?, members.string("password")?);
+                if username.contains(':') {
+                    return Err(Fault::Auth("auth_config.username cannot contain a colon".into()));
+                }
+                let value = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
+                Ok(Auth::Header(header::AUTHORIZATION, sensitive("auth_config.password", &value)?))
+            }
+            "header" => {
+                let members = members()?;
+                let name = header_name("auth_config.header_name", members.text("header_name")?)?;
+                let value = sensitive("auth_config.header_value", members.text("header_value")?)?;
+                Ok(Auth::Header(name, value))
+            }
+            "oauth2" => Ok(Auth::Token(Box::new(Grant::compile(&members()?, network)?))),
+            other => Err(Fault::Auth(format!(
+                "auth_type {other:?} is unknown: use none, bearer, header, basic or oauth2"
+            ))),
         }
-        "header" => {
-            let members = Members::parse(auth_type, config)?;
-            let name = header_name("auth_config.header_name", members.text("header_name")?)?;
-            Ok(Some((name, sensitive("auth_config.header_value", members.text("header_value")?)?)))
+    }
+
+    /// The header that it uses.
+    pub(super) fn header_name(&self) -> Option<&HeaderName> {
+        match self {
+            Auth::None => None,
+            Auth::Header(name, _) => Some(name),
+            Auth::Token(_) => Some(&header::AUTHORIZATION),
         }
-        "oauth2" => Err(Fault::NotAvailable("auth_type oauth2")),
-        other => Err(Fault::Auth(format!(
-            "auth_type {other:?} is unknown: use none, bearer, header, basic or oauth2"
-        ))),
     }
 }
 
@@ -85,7 +109,7 @@ pub(super) fn extra_headers(text: &Secret) -> Result<Vec<(HeaderName, HeaderValu
 }
 
 /// The members of an `auth_config`.
-struct Members<'a> {
+pub(super) struct Members<'a> {
     auth_type: &'a str,
     members: Map<String, Value>,
 }
@@ -102,8 +126,17 @@ impl Members<'_> {
     }
 
     /// A member that must be a string with something in it.
-    fn text(&self, name: &str) -> Result<&str, Fault> {
+    pub(super) fn text(&self, name: &str) -> Result<&str, Fault> {
         Some(self.string(name)?).filter(|text| !text.is_empty()).ok_or_else(|| self.missing(name))
+    }
+
+    /// A member that may be missing or null, and is a string otherwise.
+    pub(super) fn optional(&self, name: &str) -> Result<Option<&str>, Fault> {
+        match self.members.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(Fault::Auth(format!("auth_config.{name} is not a string"))),
+        }
     }
 
     fn missing(&self, name: &str) -> Fault {
@@ -129,7 +162,8 @@ fn header_name(place: &str, text: &str) -> Result<HeaderName, Fault> {
     Ok(name)
 }
 
-fn sensitive(place: &str, text: &str) -> Result<HeaderValue, Fault> {
+/// A header value that `Debug` does not show. `place` says in a fault where it came from.
+pub(super) fn sensitive(place: &str, text: &str) -> Result<HeaderValue, Fault> {
     if text.len() > MAX_VALUE_BYTES {
         return Err(Fault::Header(format!("{place}: the value is longer than {MAX_VALUE_BYTES} bytes")));
     }

@@ -1,7 +1,8 @@
 //! Connections to one destination: looked up, vetted, pinned, then connected and encrypted.
 //!
 //! What is checked is what is connected to: the addresses that a lookup returns are judged by the egress
-//! rules and used as they are; nothing is looked up twice. Literal addresses take the same way.
+//! rules and used as they are; nothing is looked up twice. Literal addresses take the same way. Of a name with
+//! several addresses the allowed ones are used, and the attempt is refused only when there is none.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +54,7 @@ struct Inner {
 
 impl Dialer {
     pub(super) fn new(endpoint: Endpoint, rules: Arc<Rules>, timeout: Duration) -> Dialer {
-        Dialer(Rc::new(Inner { endpoint, rules, lookup: Lookup::default(), timeout }))
+        Dialer(Rc::new(Inner { endpoint, rules, lookup: Lookup::by_system(), timeout }))
     }
 
     async fn connect(&self) -> Result<Wire, Unconnected> {
@@ -152,5 +153,82 @@ struct ServerName(String);
 impl Host for ServerName {
     fn hostname(&self) -> &str {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::clock;
+    use crate::outbound::lookup::Answer;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// Where a name leads at its first lookup, its second, and so on; the answers are too old to be kept.
+    struct Name {
+        answers: Vec<Vec<IpAddr>>,
+        asked: Cell<usize>,
+    }
+
+    /// A dialer to `port` of a host of that name; only [`HERE`] is allowed.
+    fn dialer(name: &Rc<Name>, port: u16) -> Dialer {
+        let (host, uri) = ("rebound.example.com", Uri::from_static("http://rebound.example.com/"));
+        let endpoint = Endpoint { host: Destined::Name(host.into()), port, tls: None, uri };
+        let rules = Rules { allow: vec![HERE.into()], https_only: false };
+        let name = name.clone();
+        let lookup = Lookup::new(Box::new(move |asked_for| {
+            assert_eq!(asked_for, host);
+            let found = name.answers[name.asked.replace(name.asked.get() + 1)].clone();
+            let at = clock::now().checked_sub(Duration::from_secs(60)).expect("a minute of uptime");
+            Box::pin(async move { Answer { found: Ok(found.into()), at } })
+        }));
+        Dialer(Rc::new(Inner { endpoint, rules: Arc::new(rules), lookup, timeout: Duration::from_secs(20) }))
+    }
+
+    async fn dial(dialer: &Dialer) -> Result<(), String> {
+        dialer.connect().await.map(|_| ()).map_err(|why| why.to_string())
+    }
+
+    #[actix_rt::test]
+    async fn a_name_that_leads_elsewhere_the_second_time_is_judged_by_what_is_connected_to() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Whatever is refused would be reached, were it connected to: all of 127.0.0.0/8 is this machine.
+        let elsewhere: Vec<IpAddr> = vec![[127, 0, 0, 2].into()];
+        let _trap = TcpListener::bind((elsewhere[0], port)).await.unwrap();
+        let name = Rc::new(Name {
+            answers: vec![vec![HERE], elsewhere.clone(), vec![HERE], elsewhere],
+            asked: Cell::new(0),
+        });
+        let dialer = dialer(&name, port);
+        for asked in [1, 3] {
+            assert_eq!(dial(&dialer).await, Ok(()));
+            let (_, peer) = listener.accept().await.unwrap();
+            assert_eq!((peer.ip(), name.asked.get()), (HERE, asked), "one lookup for one connection");
+            let refused = dial(&dialer).await.unwrap_err();
+            assert!(refused.starts_with("address 127.0.0.2 is refused: loopback"), "{refused}");
+        }
+    }
+
+    #[actix_rt::test]
+    async fn of_several_addresses_the_allowed_ones_are_tried_in_turn_and_no_other() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let refused: [IpAddr; 3] = [[127, 0, 0, 2].into(), [10, 0, 0, 1].into(), [169, 254, 169, 254].into()];
+        let trap = TcpListener::bind((refused[0], port)).await.unwrap();
+        let mixed = [&refused[..], &[HERE]].concat();
+        let name = Rc::new(Name { answers: vec![mixed, refused.into(), vec![]], asked: Cell::new(0) });
+        let dialer = dialer(&name, port);
+        assert_eq!(dial(&dialer).await, Ok(()));
+        assert_eq!(listener.accept().await.unwrap().1.ip(), HERE);
+        let none_left = dial(&dialer).await.unwrap_err();
+        assert!(none_left.starts_with("address 127.0.0.2 is refused: loopback"), "{none_left}");
+        assert_eq!(dial(&dialer).await, Err("the host has no address".into()));
+        let untouched = tokio::time::timeout(Duration::ZERO, trap.accept()).await;
+        assert!(untouched.is_err(), "nothing came to the refused address");
     }
 }

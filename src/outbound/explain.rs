@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use actix_http::error::{ParseError, PayloadError};
 use awc::error::{ConnectError, SendRequestError};
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use super::connector::Unconnected;
 use super::wire::Ended;
@@ -15,12 +15,16 @@ use super::wire::Ended;
 const MAX_CHARS: usize = 500;
 
 /// Why a request brought no answer.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// The pooled connection was dead before the request: try again at once.
+    #[error("the connection was closed before the answer")]
     Stale,
     /// See [`Unconnected::Theirs`]; refusals by the egress rules as well.
+    #[error("{0}")]
     Theirs(String),
     /// See [`Unconnected::Ours`].
+    #[error("{0}")]
     Ours(String),
 }
 
@@ -30,7 +34,7 @@ pub(super) fn send(error: SendRequestError) -> Failure {
         SendRequestError::Connect(error) => connecting(error),
         SendRequestError::Send(error) | SendRequestError::Response(ParseError::Io(error)) => exchange(&error),
         SendRequestError::Response(ParseError::TooLarge) => {
-            Failure::Theirs("the head of the answer is larger than 128 KiB".into())
+            Failure::Theirs("the head of the answer is larger than 128 KiB or has more than 96 lines".into())
         }
         SendRequestError::Response(error) => Failure::Theirs(chain("the answer is not HTTP", &error)),
         other => Failure::Theirs(chain("the request failed", &other)),
@@ -139,6 +143,10 @@ pub(super) fn tls(error: &io::Error, peer: SocketAddr) -> Unconnected {
     };
     let reason = match inner {
         rustls::Error::InvalidCertificate(fault) => certificate(fault),
+        rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
+            "the receiver speaks no version of TLS from 1.2 on, older ones are not safe".into()
+        }
         rustls::Error::AlertReceived(alert) => format!("the receiver refused the handshake: {alert:?}"),
         rustls::Error::InvalidMessage(_) => format!("{peer} does not speak TLS"),
         other => other.to_string(),

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
-use actix_http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
+use super::grant::Token;
 use super::{Request, Target};
 use crate::model::Delivery;
 
@@ -19,9 +20,17 @@ const BATCH_SIZE: HeaderName = HeaderName::from_static("posthaste-batch-size");
 /// What a header cannot carry as it is, and `%` itself, so that decoding is possible.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
-/// Headers of `request`, whose body is `body`.
-pub(super) fn of_request(target: &Target, request: Request<'_>, body: &[u8]) -> HeaderMap {
+/// Headers of `request`, which carries `token` and whose body is `body`.
+pub(super) fn of_request(
+    target: &Target,
+    request: Request<'_>,
+    token: Option<&Token>,
+    body: &[u8],
+) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
+    if let Some(token) = token {
+        headers.insert(AUTHORIZATION, token.header.clone());
+    }
     let timestamp = request.started_at.unix_seconds();
     let id = match request.deliveries {
         [delivery] if !request.batch => {

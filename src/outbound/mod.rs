@@ -1,5 +1,6 @@
-//! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with one
-//! exception: a kept-alive connection that turns out to be dead is replaced at once (see `wire.rs`).
+//! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with two
+//! exceptions: a kept-alive connection that turns out to be dead is replaced at once (see `wire.rs`), and an
+//! OAuth2 token that the receiver refuses is replaced once (see `oauth.rs`).
 //!
 //! ```text
 //!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature
@@ -17,9 +18,13 @@ mod auth;
 mod body;
 mod connector;
 mod explain;
+mod flight;
+mod grant;
+mod head;
 mod headers;
 mod lookup;
 mod network;
+mod oauth;
 mod pool;
 mod shortage;
 mod target;
@@ -33,6 +38,8 @@ use bytes::Bytes;
 
 use self::connector::Dialer;
 use self::explain::Failure;
+use self::grant::Token;
+use self::oauth::Tokens;
 use self::pool::{KEEP_ALIVE, Pool};
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery};
@@ -62,6 +69,7 @@ pub struct Request<'a> {
 pub struct Sender {
     target: Target,
     pool: Rc<Pool>,
+    tokens: Option<Tokens>,
 }
 
 impl Sender {
@@ -70,7 +78,9 @@ impl Sender {
         let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
-        Sender { target, pool }
+        let grant = target.grant.take();
+        let tokens = grant.map(|grant| Tokens::new(*grant, network, target.timeout));
+        Sender { target, pool, tokens }
     }
 
     /// The target it was made of.
@@ -92,13 +102,40 @@ impl Sender {
         let _in_flight = self.pool.enter();
         let events = request.deliveries.iter().map(|delivery| &*delivery.event);
         let body = self.target.format.body(request.batch, events);
-        let head = match tokio::time::timeout_at(deadline, self.send(request, body)).await {
+        let Some(tokens) = &self.tokens else { return self.ask(request, &body, None, deadline).await };
+
+        let token = match tokens.get(None, deadline).await {
+            Ok(token) => token,
+            Err(answer) => return answer,
+        };
+        let answer = self.ask(request, &body, Some(&token), deadline).await;
+        // A token may be revoked before its time. One that came a moment ago is not what is wrong.
+        if !matches!(answer, Answer::Response { status: 401, .. }) || token.obtained >= began {
+            return answer;
+        }
+        match tokens.get(Some(&token), deadline).await {
+            Ok(token) => self.ask(request, &body, Some(&token), deadline).await,
+            Err(answer) => answer,
+        }
+    }
+
+    /// One request, and its answer with the body.
+    async fn ask(
+        &self,
+        request: Request<'_>,
+        body: &Bytes,
+        token: Option<&Token>,
+        deadline: tokio::time::Instant,
+    ) -> Answer {
+        let head = match tokio::time::timeout_at(deadline, self.send(request, body, token)).await {
             Err(_) => return Answer::Failed(answer::timed_out(self.target.timeout)),
-            Ok(Err(answer)) => return answer,
+            Ok(Err(Failure::Ours(message))) => return Answer::OurFault(message),
+            Ok(Err(failure)) => return Answer::Failed(failure.to_string()),
             Ok(Ok(head)) => head,
         };
         if head.status().is_informational() {
-            // The real answer would still follow on that connection, and be taken for the next request's.
+            // 101 to a request that did not ask for it, or interim answers without end: whatever follows on
+            // that connection must not be taken for the next request's answer.
             self.pool.clear();
             let status = head.status().as_u16();
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
@@ -106,33 +143,16 @@ impl Sender {
         answer::read(head, deadline, self.target.timeout).await
     }
 
-    async fn send(&self, request: Request<'_>, body: Bytes) -> Result<awc::ClientResponse, Answer> {
-        let headers = || headers::of_request(&self.target, request, &body);
-        let first = match self.pool.send(headers(), body.clone()) {
-            Ok(sent) => sent.await,
-            Err(error) => Err(error),
-        };
-        let failure = match first {
-            Ok(head) => return Ok(head),
-            Err(error) => explain::send(error),
-        };
-        let failure = match failure {
-            Failure::Stale => match self.pool.send_fresh(headers(), body.clone()) {
-                Ok(sent) => match sent.await {
-                    Ok(head) => return Ok(head),
-                    Err(error) => explain::send(error),
-                },
-                Err(error) => explain::send(error),
-            },
-            other => other,
-        };
-        Err(match failure {
-            Failure::Ours(message) => {
-                shortage::noticed();
-                Answer::OurFault(message)
-            }
-            Failure::Theirs(message) => Answer::Failed(message),
-            Failure::Stale => Answer::Failed("the connection was closed before the answer".into()),
-        })
+    async fn send(
+        &self,
+        request: Request<'_>,
+        body: &Bytes,
+        token: Option<&Token>,
+    ) -> Result<awc::ClientResponse, Failure> {
+        let headers = || headers::of_request(&self.target, request, token, body);
+        match self.pool.send(headers(), body.clone()).await {
+            Err(Failure::Stale) => self.pool.send_fresh(headers(), body.clone()).await,
+            sent => sent,
+        }
     }
 }

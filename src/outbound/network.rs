@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::target::Fault;
+use crate::config::certificates;
 use crate::model::Settings;
 use crate::policy::egress::Rules;
 
@@ -68,11 +69,16 @@ impl Network {
         &self.rules
     }
 
+    /// The TLS configuration that is not of one destination.
+    pub(super) fn tls(&self) -> Arc<ClientConfig> {
+        self.tls.clone()
+    }
+
     /// The TLS configuration for `settings`: the shared one unless it has certificates of its own.
     pub(super) fn tls_for(&self, settings: &Settings) -> Result<Arc<ClientConfig>, Fault> {
         let Settings { tls_ca, tls_client_cert, tls_client_key, .. } = settings;
         if tls_ca.is_none() && tls_client_cert.is_none() && tls_client_key.is_none() {
-            return Ok(self.tls.clone());
+            return Ok(self.tls());
         }
         let roots = match tls_ca {
             None => self.roots.clone(),
@@ -111,16 +117,6 @@ fn builder(roots: Arc<RootCertStore>) -> Result<Builder, rustls::Error> {
 fn http1(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("is not PEM: {error}"))?;
-    if certificates.is_empty() {
-        return Err("holds no certificate in PEM".into());
-    }
-    Ok(certificates)
 }
 
 fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use actix_http::header::HeaderMap;
 use actix_http::{Method, Uri};
 use awc::error::SendRequestError;
-use awc::{Client, Connector, FrozenClientRequest, SendClientRequest};
+use awc::{Client, ClientResponse, Connector, FrozenClientRequest};
 use bytes::Bytes;
 
 use super::body::Pieces;
 use super::connector::Dialer;
+use super::explain::{self, Failure};
 use super::shortage;
 use crate::clock;
 
@@ -76,28 +77,25 @@ impl Pool {
         InFlight(self.clone())
     }
 
-    /// Sends over a pooled connection, or a new one.
-    pub(super) fn send(
-        &self,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<SendClientRequest, SendRequestError> {
-        if let Some(client) = &*self.client.borrow() {
-            return Ok(client.extra_headers(headers).send_body(Pieces(body)));
+    /// Sends over a pooled connection, or a new one; returns with the head of the answer.
+    pub(super) async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<ClientResponse, Failure> {
+        // The client must not be borrowed while the answer is waited for.
+        let pooled = self.client.borrow().clone();
+        match pooled {
+            Some(client) => client.extra_headers(headers).send_body(Pieces(body)).await.map_err(failed),
+            None => self.send_fresh(headers, body).await,
         }
-        self.send_fresh(headers, body)
     }
 
     /// Sends over a new connection for sure, and forgets all idle ones.
-    pub(super) fn send_fresh(
+    pub(super) async fn send_fresh(
         &self,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<SendClientRequest, SendRequestError> {
-        let client = self.client()?;
-        let sent = client.extra_headers(headers).send_body(Pieces(body));
-        self.client.replace(Some(client));
-        Ok(sent)
+    ) -> Result<ClientResponse, Failure> {
+        let client = self.client().map_err(failed)?;
+        self.client.replace(Some(client.clone()));
+        client.extra_headers(headers).send_body(Pieces(body)).await.map_err(failed)
     }
 
     /// Forgets all idle connections; those in use are closed when they are done.
@@ -123,6 +121,15 @@ impl Pool {
         *request.headers_mut() = self.headers.clone();
         Ok(request.freeze()?)
     }
+}
+
+/// What went wrong. When descriptors are short, all pools hear of it.
+fn failed(error: SendRequestError) -> Failure {
+    let failure = explain::send(error);
+    if let Failure::Ours(_) = failure {
+        shortage::noticed();
+    }
+    failure
 }
 
 /// awc looks at idle connections only when it wants one. Without this, a destination that fell silent would
@@ -169,7 +176,7 @@ mod tests {
             stream.read(&mut buffer).await.unwrap()
         });
         let in_flight = pool.enter();
-        let response = pool.send(HeaderMap::new(), Bytes::new()).unwrap().await.unwrap();
+        let response = pool.send(HeaderMap::new(), Bytes::new()).await.unwrap();
         assert_eq!(response.status(), 204);
         drop((response, in_flight));
 

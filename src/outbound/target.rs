@@ -9,12 +9,16 @@ use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use rustls::ClientConfig;
 use url::Host;
 
-use super::auth;
+use super::auth::{self, Auth};
+use super::grant::Grant;
 use super::network::Network;
 use crate::format::{Format, FormatFault};
 use crate::model::{DbTime, Destination};
 use crate::policy::egress::Refusal;
 use crate::policy::signature::{SignatureFault, Signer};
+
+/// The value of `user-agent` in all requests.
+pub(super) const USER_AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION"));
 
 /// What is wrong with a destination as it is written. Says what to do; holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +51,8 @@ pub struct Target {
     pub(super) endpoint: Endpoint,
     /// Headers that are the same for every request, `host` included.
     pub(super) headers: HeaderMap,
+    /// What tokens are asked for with, where requests carry one.
+    pub(super) grant: Option<Box<Grant>>,
     pub(super) signer: Signer,
     /// Name of the header that `signer` fills.
     pub(super) signature_header: Option<HeaderName>,
@@ -93,38 +99,42 @@ impl Target {
             &settings.signature_scheme,
             settings.signature_header.as_deref(),
         )?;
-        let endpoint = endpoint(&url, destination, network)?;
+        let tls = match url.scheme() {
+            "https" => Some(network.tls_for(settings)?),
+            _ if settings.tls_client_cert.is_some() => {
+                return Err(Fault::Tls("tls_client_cert needs an https URL".into()));
+            }
+            _ => None,
+        };
+        let endpoint = endpoint(&url, tls)?;
 
         let mut headers = HeaderMap::new();
-        let auth = auth::header(&destination.auth_type, &destination.auth_config)?;
-        let extra = auth::extra_headers(&settings.extra_headers)?;
-        let signature_header = match signer.header() {
-            Some(name) => Some(signature_header(name)?),
-            None => None,
-        };
-        for (name, value) in extra {
-            if Some(&name) == signature_header.as_ref()
-                || auth.as_ref().is_some_and(|(used, _)| *used == name)
-            {
+        let auth = Auth::compile(&destination.auth_type, &destination.auth_config, network)?;
+        let signature_header = signer.header().map(signature_header).transpose()?;
+        for (name, value) in auth::extra_headers(&settings.extra_headers)? {
+            if [signature_header.as_ref(), auth.header_name()].contains(&Some(&name)) {
                 return Err(Fault::Header(format!("extra_headers cannot override {name}")));
             }
             headers.insert(name, value);
         }
-        if let Some((name, value)) = auth {
-            if Some(&name) == signature_header.as_ref() {
-                return Err(Fault::Header(format!(
-                    "auth_config and the signature both want the header {name}"
-                )));
-            }
-            headers.insert(name, value);
+        if let Some(name) = auth.header_name().filter(|name| Some(*name) == signature_header.as_ref()) {
+            return Err(Fault::Header(format!("auth_config and the signature both want the header {name}")));
         }
+        let grant = match auth {
+            Auth::None => None,
+            Auth::Header(name, value) => {
+                headers.insert(name, value);
+                None
+            }
+            Auth::Token(grant) => Some(grant),
+        };
         headers.insert(header::HOST, host_header(&url)?);
         // Either kind of body has the same type today; formats where they differ set it with the request.
         let content_type = format.content_type(destination.batch_size > 1);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        let agent = concat!("Posthaste/", env!("CARGO_PKG_VERSION"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(agent));
-        Ok(Target { endpoint, headers, signer, signature_header, format, timeout: destination.timeout })
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        let timeout = destination.timeout;
+        Ok(Target { endpoint, headers, grant, signer, signature_header, format, timeout })
     }
 
     /// The format of the bodies, which knows how large an event becomes.
@@ -140,7 +150,8 @@ impl std::fmt::Debug for Target {
     }
 }
 
-fn endpoint(url: &url::Url, destination: &Destination, network: &Network) -> Result<Endpoint, Fault> {
+/// Where requests to `url` go, which has passed the egress rules; `tls` for `https`.
+pub(super) fn endpoint(url: &url::Url, tls: Option<Arc<ClientConfig>>) -> Result<Endpoint, Fault> {
     let unusable = |why: &str| Fault::Url(Refusal::Malformed(why.to_owned()));
     let host = match url.host() {
         Some(Host::Ipv4(addr)) => Destined::Literal(addr.into()),
@@ -149,13 +160,6 @@ fn endpoint(url: &url::Url, destination: &Destination, network: &Network) -> Res
         None => return Err(unusable("it has no host")),
     };
     let port = url.port_or_known_default().ok_or_else(|| unusable("it has no port"))?;
-    let tls = match url.scheme() {
-        "https" => Some(network.tls_for(&destination.settings)?),
-        _ if destination.settings.tls_client_cert.is_some() => {
-            return Err(Fault::Tls("tls_client_cert needs an https URL".into()));
-        }
-        _ => None,
-    };
     let path = match url.query() {
         Some(query) => format!("{}?{query}", url.path()),
         None => url.path().to_owned(),
@@ -169,7 +173,8 @@ fn endpoint(url: &url::Url, destination: &Destination, network: &Network) -> Res
     Ok(Endpoint { host, port, tls, uri })
 }
 
-fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
+/// The value of `host` for `url`.
+pub(super) fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
     let host = url.host_str().unwrap_or_default();
     let text = match url.port() {
         Some(port) => format!("{host}:{port}"),

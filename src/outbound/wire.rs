@@ -2,7 +2,7 @@
 //!
 //! awc reports a closed connection the same way whether it died of old age between two requests or in the
 //! middle of an answer. Only the first may be tried again at once, so the connection itself keeps the
-//! difference.
+//! difference. It also has the head of each answer put right for awc (see `head.rs`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,6 +12,11 @@ use std::task::{Context, Poll, ready};
 use actix_rt::net::{ActixStream, Ready, TcpStream};
 use actix_tls::connect::rustls_0_23::reexports::AsyncTlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::head::Head;
+
+/// Bytes of a head that are read at once: most heads fit.
+const HEAD_READ_BYTES: usize = 2048;
 
 /// How a connection ended; the inside of the [`io::Error`] that says so.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,7 @@ pub(super) struct Wire {
     peer: SocketAddr,
     phase: Phase,
     requests: u32,
+    head: Head,
     /// A receiver may answer (413, say) and close while the request is still being written. What it said is
     /// read nevertheless: after a failed write, the rest of the request is dropped and reading tells what
     /// happened.
@@ -66,7 +72,7 @@ pub(super) struct Wire {
 
 impl Wire {
     pub(super) fn new(stream: Stream, peer: SocketAddr) -> Wire {
-        Wire { stream, peer, phase: Phase::Answering, requests: 0, write_error: None }
+        Wire { stream, peer, phase: Phase::Answering, requests: 0, head: Head::none(), write_error: None }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {
@@ -83,19 +89,9 @@ impl Wire {
             _ => io::Error::new(io::ErrorKind::UnexpectedEof, Ended::Closed(peer)),
         }
     }
-}
 
-fn is_closed(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
-    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    /// Reads what the receiver sends, as it is.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         let read = match &mut self.stream {
@@ -117,11 +113,36 @@ impl AsyncRead for Wire {
     }
 }
 
+fn is_closed(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.head.is_coming() {
+            let mut bytes = [0; HEAD_READ_BYTES];
+            let mut came = ReadBuf::new(&mut bytes);
+            ready!(self.poll_receive(cx, &mut came))?;
+            self.head.push(came.filled());
+        }
+        if self.head.give(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_receive(cx, buf)
+    }
+}
+
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.phase == Phase::Answering {
             self.phase = Phase::Asking;
             self.requests += 1;
+            self.head = Head::awaited();
         }
         if self.write_error.is_some() {
             return Poll::Ready(Ok(buf.len()));

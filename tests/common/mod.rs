@@ -26,7 +26,7 @@ pub use cluster::{Server, fresh_dir};
 pub use db::{Db, NewDestination};
 pub use invariants::{check_invariants, leased};
 pub use posthaste::{Posthaste, Ready, free_port, run};
-pub use receiver::{Received, Receiver, Reply};
+pub use receiver::{Received, Receiver, Reply, read_request};
 pub use secrecy::assert_silent;
 
 /// How long anything may take before a test gives up: far more than it needs, for slow and busy machines.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -337,8 +337,8 @@ async fn converse(mut stream: TcpStream, shared: Arc<Shared>) {
 }
 
 /// Reads one request; `None` at the end of the connection. What follows the request stays in `buffer`.
-async fn read_request(
-    stream: &mut TcpStream,
+pub async fn read_request(
+    stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
     connection: usize,
 ) -> io::Result<Option<Received>> {

@@ -67,6 +67,27 @@ fn all_faults_of_the_configuration_are_reported_at_once() {
     assert!(!said.contains("hunter2"), "{said}");
 }
 
+#[test]
+fn a_file_of_roots_without_a_certificate_is_a_fault_of_the_configuration() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for (text, fault) in [
+        ("nonsense", "holds no certificate in PEM"),
+        ("", "holds no certificate in PEM"),
+        ("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", "is not PEM"),
+    ] {
+        std::fs::write(file.path(), text).unwrap();
+        let path = file.path().to_str().unwrap();
+        let environment =
+            [("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none"), ("POSTHASTE_CA_FILE", path)];
+        for command in ["serve", "check"] {
+            let ended = run(&[command], &environment);
+            let said = stderr(&ended);
+            assert_eq!(ended.status.code(), Some(2), "{command}: {said}");
+            assert!(said.contains(&format!("--ca-file: {path} {fault}")), "{command}: {said}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn without_notifications_polling_finds_events_and_destinations() {
     let db = Db::empty().await;

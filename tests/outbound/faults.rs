@@ -34,7 +34,36 @@ const FAULTS: &[(Change, &str)] = &[
     (|d| header(d, "x-a", "hunter2\\nx-b: c"), "auth_config.header_value: the value contains a control"),
     (|d| header(d, "Host", "hunter2"), "cannot set host"),
     (|d| header(d, "webhook-id", "hunter2"), "cannot set webhook-id"),
-    (|d| auth(d, "oauth2", "{}"), "oauth2 is not available in this version"),
+    (|d| auth(d, "oauth2", "{}"), "auth_type oauth2 needs the member \"token_url\""),
+    (
+        |d| oauth2(d, "https://example.com/", r#""client_secret": "hunter2""#),
+        "needs the member \"client_id\"",
+    ),
+    (|d| oauth2(d, "https://example.com/", r#""client_id": "a""#), "needs the member \"client_secret\""),
+    (
+        |d| oauth2(d, "https://u:hunter2@example.com/", CLIENT),
+        "auth_config.token_url: user name and password",
+    ),
+    (|d| oauth2(d, "http://169.254.169.254/", CLIENT), "auth_config.token_url: address 169.254.169.254 is"),
+    (|d| oauth2(d, "file:///etc/passwd", CLIENT), "auth_config.token_url: the URL's scheme \"file\""),
+    (|d| oauth2(d, "https://a b/", CLIENT), "auth_config.token_url: the URL cannot be used"),
+    (|d| oauth2_with(d, r#""scope": ["hunter2"]"#), "auth_config.scope is not a string"),
+    (|d| oauth2_with(d, r#""audience": 7"#), "auth_config.audience is not a string"),
+    (|d| oauth2_with(d, r#""client_auth": "hunter2""#), "client_auth is neither basic nor post"),
+    (
+        |d| {
+            oauth2(d, "https://example.com/", CLIENT);
+            extra(d, r#"{"Authorization": "x"}"#);
+        },
+        "extra_headers cannot override authorization",
+    ),
+    (
+        |d| {
+            oauth2(d, "https://example.com/", CLIENT);
+            hex(d, Some("authorization"));
+        },
+        "auth_config and the signature both want the header authorization",
+    ),
     (|d| auth(d, "kerberos", "{}"), "auth_type \"kerberos\" is unknown"),
     (|d| extra(d, "[]"), "extra_headers is not a JSON object"),
     (|d| extra(d, r#"{"x-a": 1}"#), "the value of \"x-a\" is not a string"),
@@ -94,6 +123,16 @@ const FAULTS: &[(Change, &str)] = &[
 fn auth(destination: &mut Destination, auth_type: &str, config: &str) {
     destination.auth_type = auth_type.into();
     destination.auth_config = Secret::new(config);
+}
+
+const CLIENT: &str = r#""client_id": "a", "client_secret": "hunter2""#;
+
+fn oauth2(destination: &mut Destination, token_url: &str, client: &str) {
+    auth(destination, "oauth2", &format!(r#"{{"token_url": "{token_url}", {client}}}"#));
+}
+
+fn oauth2_with(destination: &mut Destination, member: &str) {
+    oauth2(destination, "https://example.com/", &format!("{CLIENT}, {member}"));
 }
 
 fn header(destination: &mut Destination, name: &str, value: &str) {

@@ -1,7 +1,11 @@
 //! The HTTP client against receivers on real sockets: what it sends, what it makes of every kind of answer,
 //! and where it refuses to go.
 
+#[path = "../common/authority.rs"]
+mod authority;
+
 mod faults;
+mod oauth;
 mod receiver;
 mod refused;
 mod requests;

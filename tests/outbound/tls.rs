@@ -4,44 +4,17 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use actix_rt::net::TcpStream;
-use actix_service::{Service as _, ServiceFactory};
-use actix_tls::accept::rustls_0_23::Acceptor;
-use posthaste::model::{Destination, Secret};
+use posthaste::model::{Answer, Destination, Secret};
 use posthaste::outbound::{Network, Sender, Target};
 use posthaste::policy::egress::Rules;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::authority::{self, Authority, Identity, params};
 use crate::receiver::Receiver;
 use crate::{attempt, destination, failed, response};
 
-/// A certificate authority of our own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names to parse");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Two authorities of one name would be taken for each other until a signature fails.
-        let name = uuid::Uuid::new_v4().to_string();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        Authority(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
-    }
-
-    fn issue(&self, params: &CertificateParams) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().expect("a key");
-        (params.signed_by(&key, &self.0).expect("a certificate"), key)
-    }
-
-    fn network(&self) -> Network {
-        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.write_all(self.0.pem().as_bytes()).expect("room for a certificate");
-        Network::new(open_rules(), Some(file.path())).expect("a file with a certificate")
-    }
+fn network(authority: &Authority) -> Network {
+    Network::new(open_rules(), Some(authority.file().path())).expect("a file with a certificate")
 }
 
 fn open_rules() -> Rules {
@@ -49,40 +22,33 @@ fn open_rules() -> Rules {
     Rules { allow: allow.to_vec(), https_only: true }
 }
 
-fn params(name: &str) -> CertificateParams {
-    CertificateParams::new(vec![name.to_owned()]).expect("a name")
-}
-
 /// Serves TLS with the given certificate; with `clients`, only to those whose certificate is from there.
-async fn serve(certificate: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> Receiver {
-    let (certificate, key) = certificate;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("the default versions");
-    let builder = match clients {
-        None => builder.with_no_client_auth(),
-        Some(authority) => {
-            let mut roots = RootCertStore::empty();
-            roots.add(authority.0.der().clone()).expect("a root");
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.expect("a verifier"))
-        }
-    };
-    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
-    let config = builder.with_single_cert(vec![certificate.der().clone()], key).expect("a certificate");
+async fn serve(identity: Identity, clients: Option<&Authority>) -> Receiver {
+    let config = authority::server(identity, clients);
     Receiver::start(move |stream: TcpStream, number, receiver| {
         let config = config.clone();
         async move {
-            let acceptor = <Acceptor as ServiceFactory<TcpStream>>::new_service(&Acceptor::new(config), ());
-            let acceptor = acceptor.await.expect("an acceptor");
-            let Ok(mut stream) = acceptor.call(stream).await else { return };
+            let Some(mut stream) = authority::accept(config, stream).await else { return };
             while receiver.read(&mut stream, number).await {
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecure";
                 if stream.write_all(answer).await.is_err() || stream.flush().await.is_err() {
                     return;
                 }
             }
+        }
+    })
+    .await
+}
+
+/// Answers whatever comes first with `bytes`, without TLS.
+async fn saying(bytes: Vec<u8>) -> Receiver {
+    Receiver::start(move |mut stream: TcpStream, _, _| {
+        let bytes = bytes.clone();
+        async move {
+            let mut hello = [0; 4096];
+            assert!(stream.read(&mut hello).await.expect("a greeting") > 0);
+            stream.write_all(&bytes).await.expect("an open connection");
+            while stream.read(&mut hello).await.is_ok_and(|length| length > 0) {}
         }
     })
     .await
@@ -102,7 +68,7 @@ async fn a_certificate_of_a_trusted_authority_is_accepted_and_the_connection_kep
     let authority = Authority::new();
     for host in ["localhost", "127.0.0.1"] {
         let receiver = serve(authority.issue(&params(host)), None).await;
-        let sender = sender(&at(&receiver, host), authority.network());
+        let sender = sender(&at(&receiver, host), network(&authority));
         for _ in 0..3 {
             assert_eq!(attempt(&sender).await, response(200, "secure"), "{host}");
         }
@@ -113,30 +79,9 @@ async fn a_certificate_of_a_trusted_authority_is_accepted_and_the_connection_kep
 #[actix_rt::test]
 async fn certificates_that_cannot_be_trusted_are_refused_with_the_reason() {
     let authority = Authority::new();
-    let expired = {
-        let mut params = params("localhost");
-        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2002, 1, 1);
-        params
-    };
-    let early = {
-        let mut params = params("localhost");
-        params.not_before = rcgen::date_time_ymd(3001, 1, 1);
-        params
-    };
-    let own = {
-        let key = KeyPair::generate().unwrap();
-        (params("localhost").self_signed(&key).unwrap(), key)
-    };
-    for (certificate, reason) in [
-        (authority.issue(&expired), "TLS: certificate expired"),
-        (authority.issue(&early), "TLS: certificate is not valid yet"),
-        (authority.issue(&params("example.com")), "TLS: certificate is for another host"),
-        (Authority::new().issue(&params("localhost")), "TLS: certificate of an unknown issuer"),
-        (own, "TLS: certificate of an unknown issuer"),
-    ] {
+    for (certificate, reason) in authority.untrustworthy("localhost") {
         let receiver = serve(certificate, None).await;
-        let message = failed(attempt(&sender(&at(&receiver, "localhost"), authority.network())).await);
+        let message = failed(attempt(&sender(&at(&receiver, "localhost"), network(&authority))).await);
         assert!(message.starts_with(reason), "{reason:?} was expected, but it says: {message}");
         assert_eq!(receiver.connections(), [0; 0], "nothing may be sent");
     }
@@ -148,8 +93,76 @@ async fn a_receiver_without_tls_is_told() {
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("an open connection");
     })
     .await;
-    let message = failed(attempt(&sender(&at(&receiver, "localhost"), Authority::new().network())).await);
+    let message = failed(attempt(&sender(&at(&receiver, "localhost"), network(&Authority::new()))).await);
     assert_eq!(message, format!("TLS: {} does not speak TLS", receiver.addr));
+}
+
+#[actix_rt::test]
+async fn a_receiver_that_knows_only_old_versions_of_tls_is_refused() {
+    let network = Arc::new(network(&Authority::new()));
+    for bytes in authority::tls_1_1() {
+        let receiver = saying(bytes).await;
+        let target = Target::compile(&at(&receiver, "localhost"), &network).unwrap();
+        let message = failed(attempt(&Sender::new(target, &network)).await);
+        assert_eq!(
+            message,
+            "TLS: the receiver speaks no version of TLS from 1.2 on, older ones are not safe"
+        );
+    }
+}
+
+#[actix_rt::test]
+async fn an_alert_in_the_handshake_is_told_and_one_in_the_answer_breaks_it() {
+    let authority = Authority::new();
+    let alert = |reason| vec![21, 3, 3, 0, 2, 2, reason];
+    for (reason, name) in [(40, "HandshakeFailure"), (80, "InternalError"), (112, "UnrecognisedName")] {
+        let receiver = saying(alert(reason)).await;
+        let message = failed(attempt(&sender(&at(&receiver, "localhost"), network(&authority))).await);
+        assert_eq!(message, format!("TLS: the receiver refused the handshake: {name}"));
+    }
+
+    let config = authority::server(authority.issue(&params("localhost")), None);
+    let receiver = Receiver::start(move |stream: TcpStream, number, receiver| {
+        let config = config.clone();
+        async move {
+            let mut stream = authority::accept(config, stream).await.expect("a handshake");
+            receiver.read(&mut stream, number).await;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsec")
+                .await
+                .expect("an open connection");
+            stream.flush().await.expect("an open connection");
+            let (tcp, _) = stream.get_mut();
+            tcp.write_all(&alert(80)).await.expect("an open connection");
+        }
+    })
+    .await;
+    // Depending on what came in one piece, the head had been read or not.
+    let broken = match attempt(&sender(&at(&receiver, "localhost"), network(&authority))).await {
+        Answer::Response { status: 200, broken: Some(broken), .. } | Answer::Failed(broken) => broken,
+        answer => panic!("expected a broken answer, got {answer:?}"),
+    };
+    assert_eq!(broken, format!("connection to {} broke: cannot decrypt peer's message", receiver.addr));
+}
+
+#[actix_rt::test]
+async fn a_token_server_is_verified_by_the_roots_of_the_process() {
+    let (trusted, other) = (Authority::new(), Authority::new());
+    for (issuer, said) in [
+        (&trusted, "the token server's answer is not a JSON object with an access_token"),
+        (&other, "TLS: certificate of an unknown issuer"),
+    ] {
+        let tokens = serve(issuer.issue(&params("localhost")), None).await;
+        let mut destination = destination("https://localhost:1/".into());
+        let url = format!("https://localhost:{}/token", tokens.addr.port());
+        destination.auth_type = "oauth2".into();
+        let config = format!(r#"{{"token_url": "{url}", "client_id": "a", "client_secret": "b"}}"#);
+        destination.auth_config = Secret::new(config);
+        // The destination's own settings are for the receiver alone.
+        destination.settings.tls_ca = Some(other.pem());
+        let message = failed(attempt(&sender(&destination, network(&trusted))).await);
+        assert!(message.starts_with(&format!("the token request failed: {said}")), "{message}");
+    }
 }
 
 #[actix_rt::test]
@@ -157,7 +170,7 @@ async fn a_destination_may_trust_an_authority_of_its_own() {
     let authority = Authority::new();
     let receiver = serve(authority.issue(&params("localhost")), None).await;
     let mut destination = at(&receiver, "localhost");
-    destination.settings.tls_ca = Some(authority.0.pem());
+    destination.settings.tls_ca = Some(authority.pem());
     let network = Network::new(open_rules(), None).unwrap();
     assert_eq!(attempt(&sender(&destination, network)).await, response(200, "secure"));
 }
@@ -167,15 +180,13 @@ async fn a_client_certificate_is_shown_when_there_is_one() {
     let authority = Authority::new();
     let receiver = serve(authority.issue(&params("localhost")), Some(&authority)).await;
     let mut destination = at(&receiver, "localhost");
-    let message = failed(attempt(&sender(&destination, authority.network())).await);
+    let message = failed(attempt(&sender(&destination, network(&authority))).await);
     assert!(message.contains("CertificateRequired"), "{message}");
 
-    let mut client = params("posthaste");
-    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let (certificate, key) = authority.issue(&client);
+    let (certificate, key) = authority.client();
     destination.settings.tls_client_cert = Some(certificate.pem());
     destination.settings.tls_client_key = Some(Secret::new(key.serialize_pem()));
-    assert_eq!(attempt(&sender(&destination, authority.network())).await, response(200, "secure"));
+    assert_eq!(attempt(&sender(&destination, network(&authority))).await, response(200, "secure"));
 }
 
 #[test]

@@ -189,8 +189,14 @@ async fn a_body_that_ends_too_early_is_broken() {
 
 #[actix_rt::test]
 async fn a_body_without_a_length_ends_with_the_connection() {
-    let receiver = once("HTTP/1.0 200 OK\r\n\r\nwhole").await;
-    assert_eq!(attempt(&sender(&destination(receiver.url()))).await, response(200, "whole"));
+    for answer in ["HTTP/1.0 200 OK\r\n\r\nwhole", "HTTP/1.1 200 OK\r\nx: y\r\n\r\nwhole"] {
+        let receiver = once(answer).await;
+        let sender = sender(&destination(receiver.url()));
+        for connection in 1..3 {
+            assert_eq!(attempt(&sender).await, response(200, "whole"));
+            assert_eq!(receiver.connections().len(), connection);
+        }
+    }
 }
 
 /// Answers the first request of each connection and closes it.
@@ -226,23 +232,42 @@ async fn a_head_without_end_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn an_interim_status_is_never_taken_for_the_answer_of_the_next_request() {
-    let receiver = Receiver::start(|mut stream, number, receiver| async move {
-        receiver.read(&mut stream, number).await;
-        let answer = if number == 0 {
-            "HTTP/1.1 103 Early Hints\r\n\r\n"
-        } else {
-            "HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
-        };
-        stream.write_all(answer.as_bytes()).await.expect("an open connection");
-        let mut rest = Vec::new();
-        stream.read_to_end(&mut rest).await.expect("the end of the connection");
-        assert!(rest.is_empty(), "a second request came on connection {number}");
-    })
-    .await;
-    let sender = sender(&destination(receiver.url()));
-    assert_eq!(failed(attempt(&sender).await), "the receiver answered with the interim status 103");
-    assert_eq!(attempt(&sender).await, response(202, ""));
+async fn interim_answers_are_passed_over() {
+    let last = "HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok";
+    for interim in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 102 P\r\n\r\n",
+    ] {
+        let receiver = Receiver::answering(format!("{interim}{last}")).await;
+        let sender = sender(&destination(receiver.url()));
+        for _ in 0..3 {
+            assert_eq!(attempt(&sender).await, response(202, "ok"));
+        }
+        assert_eq!(receiver.connections(), [0; 3]);
+    }
+}
+
+#[actix_rt::test]
+async fn a_switch_of_protocols_or_interim_answers_without_end_are_failures_and_end_the_connection() {
+    for (answer, status) in
+        [("HTTP/1.1 101 Switching\r\n\r\n".into(), 101), ("HTTP/1.1 103 Early\r\n\r\n".repeat(65), 103)]
+    {
+        let receiver = Receiver::start(move |mut stream, number, receiver| {
+            let answer = if number == 0 { answer.clone() } else { "HTTP/1.1 204 No\r\n\r\n".into() };
+            async move {
+                receiver.read(&mut stream, number).await;
+                stream.write_all(answer.as_bytes()).await.expect("an open connection");
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.expect("the end of the connection");
+                assert!(rest.is_empty(), "a second request came on connection {number}");
+            }
+        })
+        .await;
+        let sender = sender(&destination(receiver.url()));
+        let expected = format!("the receiver answered with the interim status {status}");
+        assert_eq!(failed(attempt(&sender).await), expected);
+        assert_eq!(attempt(&sender).await, response(204, ""));
+    }
 }
 
 #[actix_rt::test]

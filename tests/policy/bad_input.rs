@@ -61,6 +61,22 @@ const FAULTS: &[(Row, Row, &str)] = &[
         "cannot set host",
     ),
     (&[("auth_type", "bearer"), ("auth_config", r#"{"token": "s3cr3t\n"}"#)], &[], "control character"),
+    (
+        &[("auth_type", "oauth2"), ("auth_config", r#"{"client_id": "a", "client_secret": "s3cr3t"}"#)],
+        &[],
+        "needs the member \"token_url\"",
+    ),
+    (
+        &[
+            ("auth_type", "oauth2"),
+            (
+                "auth_config",
+                r#"{"token_url": "http://10.0.0.1/", "client_id": "a", "client_secret": "s3cr3t"}"#,
+            ),
+        ],
+        &[],
+        "auth_config.token_url: address 10.0.0.1 is refused: private network",
+    ),
     (&[("signing_secret", "whsec_s3cr3t!")], &[], "signing_secret cannot be decoded"),
     (&[("signing_secret", "whsec_dG9vIHNob3J0")], &[], "signing_secret has 9 bytes"),
     (&[("signing_secret", "whsk_s3cr3t!")], &[], "signing_secret cannot be decoded"),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/authority.rs"]
+mod authority;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -10,13 +12,16 @@ mod bad_input;
 mod batches;
 mod breaker;
 mod connections;
+mod hostile;
 mod limits;
 mod live;
+mod oauth;
 mod operational;
 mod ordered;
 mod pauses;
 mod rows;
 mod sparing;
+mod tls;
 mod waiting;
 
 use std::time::Duration;

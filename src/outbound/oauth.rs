@@ -1,0 +1,101 @@
+//! The tokens of one destination with `auth_type` `oauth2`: asked for once for all requests that wait, kept
+//! until shortly before they expire, replaced when the receiver refuses one.
+//!
+//! Token requests take the same way out as all others: looked up, vetted, pinned (see [`super::connector`]).
+//! A token server that fails is the destination's failure, as nothing can be delivered without it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix_http::header::HeaderMap;
+use bytes::Bytes;
+
+use super::answer::{self, READ_BODY_BYTES};
+use super::connector::Dialer;
+use super::explain::Failure;
+use super::flight::Flight;
+use super::grant::{self, Grant, Token};
+use super::network::Network;
+use super::pool::{KEEP_ALIVE, Pool};
+use crate::clock;
+use crate::model::Answer;
+
+type Obtained = Result<Rc<Token>, Answer>;
+
+/// Where a destination's tokens come from, and the present one.
+pub(super) struct Tokens {
+    pool: Rc<Pool>,
+    form: Bytes,
+    timeout: Duration,
+    flight: Flight<Obtained>,
+}
+
+impl Tokens {
+    pub(super) fn new(grant: Grant, network: &Arc<Network>, timeout: Duration) -> Tokens {
+        let Grant { endpoint, headers, body } = grant;
+        let uri = endpoint.uri.clone();
+        let dialer = Dialer::new(endpoint, network.rules.clone(), timeout);
+        Tokens {
+            pool: Pool::new(dialer, uri, headers, KEEP_ALIVE),
+            form: body,
+            timeout,
+            flight: Flight::default(),
+        }
+    }
+
+    /// A token that is good, other than the one that was `refused`, before `deadline`.
+    ///
+    /// # Errors
+    /// What the attempt came to that needed it.
+    pub(super) async fn get(
+        &self,
+        refused: Option<&Rc<Token>>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Rc<Token>, Answer> {
+        let now = clock::now();
+        let is_usable = |obtained: &Obtained| {
+            let token = obtained.as_ref().ok().filter(|token| token.use_until > now);
+            token.is_some_and(|token| !refused.is_some_and(|refused| Rc::ptr_eq(token, refused)))
+        };
+        let start = || ask(self.pool.clone(), self.form.clone(), self.timeout);
+        let waiting = self.flight.join(is_usable, start, stopped);
+        let obtained = tokio::time::timeout_at(deadline, waiting).await;
+        obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(self.timeout))))
+    }
+}
+
+async fn ask(pool: Rc<Pool>, form: Bytes, timeout: Duration) -> Obtained {
+    let asked = clock::now();
+    let deadline = tokio::time::Instant::from_std(asked + timeout);
+    let obtained = tokio::time::timeout_at(deadline, exchange(&pool, form, asked, timeout)).await;
+    // The next token is a long time away.
+    pool.clear();
+    obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(timeout))))
+}
+
+async fn exchange(pool: &Pool, form: Bytes, asked: Instant, timeout: Duration) -> Obtained {
+    let deadline = tokio::time::Instant::from_std(asked + timeout);
+    let mut response = match pool.send_fresh(HeaderMap::new(), form).await {
+        Ok(response) => response,
+        Err(Failure::Ours(message)) => return Err(Answer::OurFault(message)),
+        Err(failure) => return Err(failed(&failure.to_string())),
+    };
+    let body = answer::body(&mut response, READ_BODY_BYTES, deadline, timeout).await;
+    if let Some(broken) = body.broken {
+        return Err(failed(&broken));
+    }
+    if body.seen > READ_BODY_BYTES {
+        return Err(failed("the token server's answer is larger than 64 KiB"));
+    }
+    let token = grant::token(response.status(), &body.kept, asked, clock::now());
+    token.map(Rc::new).map_err(|why| failed(&why))
+}
+
+fn failed(why: &str) -> Answer {
+    Answer::Failed(format!("the token request failed: {why}"))
+}
+
+fn stopped() -> Obtained {
+    Err(Answer::OurFault("the token request was stopped: this process is shutting down".into()))
+}
