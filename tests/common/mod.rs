@@ -6,6 +6,7 @@
 //! Receiver    a real HTTP server that remembers everything and misbehaves as told
 //! Posthaste   the real binary as a child process
 //! Server      a private PostgreSQL for one test alone, which it may crash
+//! Proxy       a bad network between the program and PostgreSQL
 //! ```
 //!
 //! A test ends with [`check_invariants`]. It waits with [`eventually`], never by sleeping.
@@ -17,6 +18,7 @@ mod cluster;
 mod db;
 mod invariants;
 mod posthaste;
+mod proxy;
 mod receiver;
 mod secrecy;
 
@@ -26,6 +28,7 @@ pub use cluster::{Server, fresh_dir};
 pub use db::{Db, NewDestination};
 pub use invariants::{check_invariants, leased};
 pub use posthaste::{Posthaste, Ready, free_port, run};
+pub use proxy::{End, Fault, Proxy};
 pub use receiver::{Received, Receiver, Reply, read_request};
 pub use secrecy::assert_silent;
 

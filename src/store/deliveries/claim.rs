@@ -29,7 +29,7 @@ const ORDERED_LOOKAHEAD_AT_START: i64 = 50_000;
 pub struct Ask {
     /// For whom.
     pub destination: DestinationId,
-    /// How many deliveries at most.
+    /// How many deliveries at most; and as many again that have no `next_retry_at`, unless `ordered`.
     pub want: u32,
     /// Where to start looking in the order of `next_retry_at`: a hint that spares the index what is claimed
     /// already.

@@ -1,8 +1,10 @@
 //! Results: one statement writes many outcomes.
 
+use std::collections::HashSet;
+
 use sqlx::postgres::PgConnection;
 
-use crate::model::{Change, Outcome};
+use crate::model::{Change, DeliveryId, Outcome};
 use crate::store::{StoreError, in_time};
 
 /// Outcomes that one record statement writes at most.
@@ -61,9 +63,10 @@ SELECT count(*) FROM written";
 /// # Errors
 /// After any error the connection must be dropped; the outcomes can be written again.
 pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<u64, StoreError> {
-    fn column<T>(outcomes: &[Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
-        outcomes.iter().map(of).collect()
+    fn column<T>(outcomes: &[&Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
+        outcomes.iter().map(|outcome| of(outcome)).collect()
     }
+    let outcomes = &without_contradictions(outcomes);
     // PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
     let text = |text: &Option<String>| text.as_ref().map(|t| t.replace('\0', "\u{fffd}"));
     let query = sqlx::query_scalar(RECORD)
@@ -81,6 +84,15 @@ pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Resu
         .bind(column(outcomes, |o| o.failed.map(|f| f.duration.as_millis().min(i32::MAX as u128) as i32)));
     let written: i64 = in_time(query.fetch_one(connection)).await?;
     Ok(written as u64)
+}
+
+/// An UPDATE takes any one of several outcomes of a row. They can come together: a process that was stopped
+/// for longer than its lease may have a success under the old one and something else under the new one.
+fn without_contradictions(outcomes: &[Outcome]) -> Vec<&Outcome> {
+    let is_success = |outcome: &Outcome| outcome.change == Change::Delivered;
+    let delivered: HashSet<DeliveryId> =
+        outcomes.iter().filter(|o| is_success(o)).map(|o| o.delivery).collect();
+    outcomes.iter().filter(|o| is_success(o) || !delivered.contains(&o.delivery)).collect()
 }
 
 fn status(change: Change) -> Option<&'static str> {

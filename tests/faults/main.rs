@@ -1,0 +1,9 @@
+//! PostgreSQL's bad days, and the dispatcher's own: whatever breaks, the process survives, says once what is
+//! wrong, shows it in its readiness, recovers by itself, loses nothing and charges nobody.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod proxy;
