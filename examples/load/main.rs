@@ -1,0 +1,280 @@
+//! The load driver: how fast Posthaste is on this machine, and whether it stays so.
+//!
+//! ```text
+//! cargo build --release && cargo run --release --example load -- [SCENARIO]… [OPTIONS]
+//! ```
+//!
+//! It starts a private PostgreSQL (or makes databases of its own on the server of `DATABASE_URL`), receivers,
+//! and the release build of the real program, and ends all of them when it is done. Everything runs on one
+//! machine, so everything competes for its cores: the figures are those of the whole, not of one part.
+//!
+//! - **PostgreSQL** is durable, as `serve --embedded` has it, and has room: see `place.rs` for the settings,
+//!   which are printed. Each run of a variant has a database of its own.
+//! - **Receivers** are processes of their own, with the least of HTTP/1.1 (`responder.rs`); their CPU time is
+//!   told apart. They answer 200 with an empty body at once.
+//! - **Destinations** have the defaults of the table and sign with HMAC-SHA256. Bodies are about 400 bytes.
+//!   Unless said otherwise each destination is the only one of its organization, so that each delivery has an
+//!   event of its own.
+//! - **CPU** is user and system time from `/proc`, exact to 10 ms: of the posthaste process; of PostgreSQL's
+//!   first process with all its children, also those that have ended; of the receivers. A figure `…_cpu_us`
+//!   is per delivery.
+//! - **Memory** is resident memory, in MB of 10^6 bytes; peaks are the kernel's (`VmHWM`).
+//!
+//! What the scenarios measure:
+//!
+//! - **floor**: 50,000 deliveries over 10 destinations claimed and recorded by the program's own statements,
+//!   in turn on one connection, 1,000 rows each, without HTTP; then 50,000 signed requests by the program's
+//!   own client to one receiver, 64 in flight on one thread, without a database. `serial_per_s` is what both
+//!   allow one after the other: 1/(1/database + 1/http).
+//! - **drain**: 100,000 deliveries are queued by INSERTs of 1,000 events (the trigger fans out) while nothing
+//!   dispatches; VACUUM ANALYZE; CHECKPOINT; then the program starts. The time is from the first arrival to
+//!   the moment at which the database has no undelivered row left, looked at every 10 ms once all have
+//!   arrived. CPU counts from the start of the process. With `floor` in the same run, the ratio to it is
+//!   printed.
+//! - **latency**: 8 connections insert single events, one per transaction, in fixed steps of time whether the
+//!   last one has finished or not, for 10 destinations. The time is from the acknowledgement of the COMMIT in
+//!   the producer to the arrival of the whole request in the receiver, by the machine's clock; what arrives
+//!   before its acknowledgement counts as 0, and its share is printed. The first 2 s do not count.
+
+mod backlog;
+mod bloat;
+mod bulk;
+mod clock;
+mod drain;
+mod fill;
+mod fleet;
+mod floor;
+mod isolation;
+mod latency;
+mod machine;
+mod place;
+mod process;
+mod producer;
+mod program;
+mod receiver;
+mod report;
+mod responder;
+mod soak;
+mod steady;
+mod tenants;
+mod usage;
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use posthaste::config::{DataDirArgs, DatabaseArgs};
+use posthaste::embedded::EmbeddedError;
+use posthaste::store::StoreError;
+use posthaste::store::migrate::MigrateError;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::machine::Machine;
+use crate::place::Place;
+use crate::report::Row;
+
+/// The first argument of the driver's own children.
+const RECEIVE: &str = "receive";
+/// Exit code of a program that Ctrl-C ended, as shells have it.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Measures how fast Posthaste is on this machine.
+#[derive(Parser, Debug)]
+#[command(name = "load")]
+struct Args {
+    /// What to measure [default: everything but soak]
+    #[arg(value_enum)]
+    scenarios: Vec<Scenario>,
+    /// How often; the table has the median, the least and the most of all runs
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Only the variants of a scenario whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    variant: Option<String>,
+    /// Multiplies rows and durations; below 1 for a quick look
+    #[arg(long, default_value_t = 1.0, value_parser = scale)]
+    scale: f64,
+    /// Minutes that soak takes
+    #[arg(long, default_value_t = 30.0, value_parser = scale)]
+    minutes: f64,
+    /// Write the lines of JSON to this file instead of below the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The program to measure [default: the posthaste of the same build]
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+    /// A setting of the private PostgreSQL; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// An environment variable of the program, such as POSTHASTE_WORKERS=1; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// With a database URL, databases are made on that server and dropped at the end
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    data_dir: DataDirArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Scenario {
+    Floor,
+    Drain,
+    Steady,
+    Latency,
+    Isolation,
+    Tenants,
+    Backlog,
+    Bloat,
+    Fleet,
+    Soak,
+}
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("interrupted")]
+    Interrupted,
+    #[error("{0}")]
+    Embedded(#[from] EmbeddedError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Sql(#[from] sqlx::Error),
+    #[error("{0}")]
+    Migrate(#[from] MigrateError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What every scenario works with.
+struct Bench {
+    args: Args,
+    place: Place,
+    /// The program to measure.
+    binary: PathBuf,
+    /// For its log.
+    scratch: tempfile::TempDir,
+    rows: RefCell<Vec<Row>>,
+}
+
+impl Bench {
+    /// `count` rows, scaled, in multiples of `of`.
+    fn rows(&self, count: u64, of: u64) -> u64 {
+        ((count as f64 * self.args.scale / of as f64).round() as u64).max(1) * of
+    }
+
+    /// A duration, scaled.
+    fn seconds(&self, seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds * self.args.scale)
+    }
+
+    /// Whether a variant is to be measured.
+    fn wants(&self, variant: &str) -> bool {
+        self.args.variant.as_ref().is_none_or(|text| variant.contains(text.as_str()))
+    }
+
+    /// Keeps a result.
+    fn done(&self, row: Row) {
+        eprintln!("{}", row.line());
+        self.rows.borrow_mut().push(row);
+    }
+
+    async fn measure(&self) -> Result<(), LoadError> {
+        let mut scenarios = self.args.scenarios.clone();
+        if scenarios.is_empty() {
+            scenarios.extend(Scenario::value_variants().iter().filter(|one| **one != Scenario::Soak));
+        }
+        scenarios.sort_unstable();
+        scenarios.dedup();
+        for run in 1..=self.args.runs {
+            let mut floors = None;
+            for scenario in &scenarios {
+                match scenario {
+                    Scenario::Floor => floors = Some(floor::run(self, run).await?),
+                    Scenario::Drain => drain::run(self, run, floors).await?,
+                    Scenario::Steady => steady::run(self, run).await?,
+                    Scenario::Latency => latency::run(self, run).await?,
+                    Scenario::Isolation => isolation::run(self, run).await?,
+                    Scenario::Tenants => tenants::run(self, run).await?,
+                    Scenario::Bloat => bloat::run(self, run).await?,
+                    Scenario::Fleet => fleet::run(self, run).await?,
+                    // These two repeat themselves, or take as long as they are told.
+                    Scenario::Backlog if run == 1 => backlog::run(self).await?,
+                    Scenario::Soak if run == 1 => soak::run(self).await?,
+                    Scenario::Backlog | Scenario::Soak => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|argument| argument == RECEIVE) {
+        return responder::run();
+    }
+    match actix_rt::System::new().block_on(load(Args::parse())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(LoadError::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn load(args: Args) -> Result<(), LoadError> {
+    let mut interrupts = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    let [interrupt, terminate] = &mut interrupts;
+    let (Ok(interrupt), Ok(terminate)) = (interrupt, terminate) else {
+        return Err(LoadError::Other("cannot wait for signals".into()));
+    };
+    let binary = program::find(args.binary.as_deref())?;
+    let scratch = tempfile::tempdir()?;
+    let place = Place::start(&args).await?;
+    let bench = Bench { args, place, binary, scratch, rows: RefCell::default() };
+    let measured = tokio::select! {
+        measured = bench.measure() => measured,
+        _ = interrupt.recv() => Err(LoadError::Interrupted),
+        _ = terminate.recv() => Err(LoadError::Interrupted),
+    };
+    // What was measured is worth showing, whatever came then.
+    let shown = show(&bench).await;
+    let cleared = bench.place.clear().await;
+    measured?;
+    shown?;
+    cleared
+}
+
+async fn show(bench: &Bench) -> Result<(), LoadError> {
+    let rows = bench.rows.borrow().clone();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let machine = Machine::describe(&bench.args, &bench.place).await?;
+    println!("{}\n{}", machine.header(), report::table(&rows));
+    let lines = report::json_lines(&rows, &machine);
+    match &bench.args.json {
+        Some(file) => std::fs::write(file, lines)?,
+        None => print!("{lines}"),
+    }
+    Ok(())
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e4 => Ok(number),
+        _ => Err("it must be a number above 0".into()),
+    }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .ok_or_else(|| "it must be NAME=VALUE".into())
+}
