@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use posthaste::model::DbTime;
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room};
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
@@ -21,8 +21,8 @@ const ROWS: u32 = 1_000;
 /// Claims of one run at the head of the queue, and of one run along the queue.
 const AT_HEAD: usize = 5;
 const ALONG: usize = 20;
-/// The dispatcher's default for the largest event, in bytes.
-const MAX_EVENT_BYTES: usize = 5 << 20;
+/// Room for anything here; the largest event is as the dispatcher has it.
+const ROOM: Room = Room { planned: 1 << 30, most: 1 << 30, max_event_bytes: 5 << 20 };
 
 /// Microseconds per claimed row: the medians of a run.
 #[derive(Clone, Copy)]
@@ -154,7 +154,7 @@ impl Claims {
 
     async fn claim(&mut self, asks: &[Ask]) -> Result<(f64, Vec<Grant>), LoadError> {
         let start = Instant::now();
-        let grants = self.sql.claim(&mut self.conn, asks, self.floor, MAX_EVENT_BYTES).await?;
+        let grants = self.sql.claim(&mut self.conn, asks, self.floor, ROOM).await?;
         Ok((start.elapsed().as_secs_f64() * 1e6, grants))
     }
 }

@@ -11,7 +11,7 @@ use posthaste::model::{
 };
 use posthaste::outbound::{Network, Request, Sender, Target};
 use posthaste::policy::egress::Rules;
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, record};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room, record};
 use uuid::Uuid;
 
 use crate::fill::{self, SECRET};
@@ -28,8 +28,8 @@ const DESTINATIONS: usize = 10;
 const ROWS: u32 = 1_000;
 /// Requests in flight.
 const IN_FLIGHT: usize = 64;
-/// The dispatcher's default for the largest event, in bytes.
-const MAX_EVENT_BYTES: usize = 5 << 20;
+/// Room for anything here; the largest event is as the dispatcher has it.
+const ROOM: Room = Room { planned: 1 << 30, most: 1 << 30, max_event_bytes: 5 << 20 };
 
 /// Deliveries per second.
 #[derive(Clone, Copy)]
@@ -88,7 +88,7 @@ async fn database(bench: &Bench, count: u64) -> Result<Half, LoadError> {
     let (before, start) = (Cpu::now(&bench.place), Instant::now());
     let mut done = 0;
     while done < count {
-        let grants = claims.claim(&mut conn, &asks, DbTime(0), MAX_EVENT_BYTES).await?;
+        let grants = claims.claim(&mut conn, &asks, DbTime(0), ROOM).await?;
         advance(&mut asks, &grants);
         let outcomes: Vec<Outcome> =
             grants.iter().flat_map(|grant| &grant.deliveries).map(|c| delivered(&c.delivery)).collect();

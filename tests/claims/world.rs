@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use posthaste::model::{DbTime, Delivery, DestinationId, FailedAttempt, Outcome};
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, record};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room, record};
 use posthaste::store::{self, Connection, destinations, presence};
 use sqlx::Row as _;
 use uuid::Uuid;
@@ -362,10 +362,11 @@ async fn connect(db: &Db) -> Connection {
 
 /// `asks` are all ordered, or none is.
 async fn ask(process: &mut Process, asks: &[Ask], floor: DbTime) -> Vec<Grant> {
+    let room = Room { planned: 1 << 30, most: 1 << 30, max_event_bytes: 1 << 20 };
     let Process { connection, sql, .. } = process;
     let grants = match asks[0].ordered {
-        Some(_) => sql.claim_ordered(connection, asks, floor, 1 << 20).await.unwrap(),
-        None => sql.claim(connection, asks, floor, 1 << 20).await.unwrap(),
+        Some(_) => sql.claim_ordered(connection, asks, floor, room).await.unwrap(),
+        None => sql.claim(connection, asks, floor, room).await.unwrap(),
     };
     // An ordered destination at which another process looks at this moment is left out.
     let of = |ask: &Ask| grants.iter().find(|grant| grant.destination == ask.destination).cloned();
