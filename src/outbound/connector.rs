@@ -1,8 +1,8 @@
 //! Connections to one destination: looked up, vetted, pinned, then connected and encrypted.
 //!
 //! What is checked is what is connected to: the addresses that a lookup returns are judged by the egress
-//! rules and used as they are; nothing is looked up twice. Literal addresses take the same way. Of a name with
-//! several addresses the allowed ones are used, and the attempt is refused only when there is none.
+//! rules and used as they are; nothing is looked up twice. Literal addresses take the same way. Of a name
+//! with several addresses the allowed ones are used, and the attempt is refused only when there is none.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -105,8 +105,8 @@ pub async fn accept(config: ServerConfig, stream: TcpStream) -> Option<TlsStream
     acceptor.expect("an acceptor").call(stream).await.ok()
 }
 
-/// What servers say that know no version of TLS but 1.1: newer ones of them an alert (protocol version), older
-/// ones that they take 1.1.
+/// What servers say that know no version of TLS but 1.1: newer ones of them an alert (protocol version),
+/// older ones that they take 1.1.
 pub fn tls_1_1() -> [Vec<u8>; 2] {
     let alert = vec![21, 3, 2, 0, 2, 2, 70];
     let (record, handshake, version) = ([22, 3, 2, 0, 42], [2, 0, 0, 38], [3, 2]);

@@ -45,7 +45,8 @@ const NOT_HTTP: &str = "response_status IS NULL AND error_message LIKE 'the answ
 const TOO_LARGE: &str =
     "response_status IS NULL AND error_message LIKE 'the head of the answer is larger than 128 KiB%'";
 const INCOMPLETE: &str = "response_status IS NULL AND error_message LIKE '%before the answer was complete'";
-const BODY_INCOMPLETE: &str = "response_status = 200 AND response_body = 'half' AND error_message LIKE '%before the answer was complete'";
+const BODY_INCOMPLETE: &str = "response_status = 200 AND response_body = 'half'
+    AND error_message LIKE '%before the answer was complete'";
 const PREFIX_KEPT: &str = "response_status = 200 AND response_body = repeat('x', 4096)";
 
 /// A thousand letters in 29 bytes.
@@ -70,7 +71,13 @@ fn says(text: &str) -> Act {
 }
 
 /// The misbehaviour, what is recorded of it, and what comes of it.
-fn table() -> Vec<(Act, &'static str, Comes)> {
+type Row = (Act, &'static str, Comes);
+
+fn table() -> Vec<Row> {
+    [silent_or_endless(), malformed(), odd_but_valid()].into_iter().flatten().collect()
+}
+
+fn silent_or_endless() -> Vec<Row> {
     vec![
         (Hangs(""), TIMED_OUT, Tripped),
         (Hangs("HTTP/1.1 200 OK\r\nx-half: "), TIMED_OUT, Tripped),
@@ -114,6 +121,11 @@ fn table() -> Vec<(Act, &'static str, Comes)> {
             "error_message LIKE '%interim status 103'",
             Tripped,
         ),
+    ]
+}
+
+fn malformed() -> Vec<Row> {
+    vec![
         (Says((0..=255).cycle().take(1 << 16).collect()), NOT_HTTP, Tripped),
         (says("220 mail.example.com ESMTP\r\n"), NOT_HTTP, Tripped),
         (says("HTTP/2 200\r\n\r\n"), NOT_HTTP, Tripped),
@@ -127,6 +139,11 @@ fn table() -> Vec<(Act, &'static str, Comes)> {
             "response_status = 200 AND error_message LIKE '%the body of the answer is broken%'",
             Tripped,
         ),
+    ]
+}
+
+fn odd_but_valid() -> Vec<Row> {
+    vec![
         (says("HTTP/1.1 999 Odd\r\ncontent-length: 0\r\n\r\n"), "response_status = 999", Tripped),
         (says("HTTP/1.1 101 Switching\r\n\r\n"), "error_message LIKE '%interim status 101'", Tripped),
         (

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::common::{Db, Posthaste, Received, Receiver, Reply, check_invariants};
+use crate::common::{Db, Posthaste, Received, Receiver, Reply, check_invariants, eventually};
 use crate::{NO_POLLS, state, state_is_set};
 
 /// Answers the first `count` requests with `reply`, then 200.
@@ -69,7 +69,7 @@ async fn a_pause_outlives_the_process() {
     db.destination(org, other.url("/")).insert().await;
     let _program = Posthaste::serve(&db.url).await;
     db.events(org, 20).await;
-    crate::common::eventually("the other one has its events", async || other.accepted().len() == 20).await;
+    eventually("the other one has its events", async || other.accepted().len() == 20).await;
     assert_eq!(receiver.count(), 0, "requests during the pause");
     let length = "SELECT extract(epoch FROM paused_until - timezone('UTC', now()))::bigint
         FROM posthaste_destination_state";
@@ -90,11 +90,14 @@ fn program_stopped(program: &Posthaste, destination: uuid::Uuid) -> bool {
 #[tokio::test]
 async fn the_answers_to_requests_that_were_in_flight_together_are_one_pause() {
     // Without Retry-After the pause doubles with each further one: 32 at once must not make it hours.
-    let (db, receiver) = (Db::new().await, Receiver::scripted(first(32, Reply::Status(429))));
+    let (release, released) = tokio::sync::watch::channel(false);
+    let (db, receiver) = (Db::new().await, Receiver::scripted(first(32, Reply::Held(429, released))));
     let org = db.org().await;
     db.destination(org, receiver.url("/")).retry(3, 500).insert().await;
     db.events(org, 40).await;
     let _program = Posthaste::serve_with(&db.url, &[NO_POLLS]).await;
+    eventually("all are in flight", async || receiver.in_flight() == 32).await;
+    release.send(true).unwrap();
     db.settled().await;
     assert_eq!(db.deliveries("status = 'delivered' AND attempts = 1").await, 40);
     check_invariants(&db, &[&receiver]).await;
