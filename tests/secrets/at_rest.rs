@@ -82,6 +82,8 @@ async fn without_its_key_a_destination_waits_uncharged_and_the_others_go_on() {
         // Nothing tells of rows that are written by hand: each of them shows that there was another poll.
         for n in 0..3 {
             eventually("the other one has them", async || healthy.count() == run * 4 - 3 + n).await;
+            let recorded = format!("destination_id = '{plain}' AND status = 'delivered'");
+            eventually("they are recorded", async || db.deliveries(&recorded).await == run as i64).await;
             db.execute(&format!(
                 "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, delivered_at = NULL,
                      next_retry_at = timezone('UTC', clock_timestamp())
