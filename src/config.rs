@@ -374,3 +374,45 @@ impl DispatchArgs {
         if r.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(r.faults)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        dispatch: DispatchArgs,
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_a_value_within_its_limits_or_a_fault(
+            networks in prop_oneof![".{0,40}", "([0-9a-f:.]{1,12}/[0-9]{1,4},? ?){0,3}"],
+            duration in prop_oneof![".{0,20}", "[0-9]{1,25}(ns|ms|s|m|h|d|y)?( [0-9]{1,25}m)?"],
+            bytes in prop_oneof![".{0,20}", "[-+]?[0-9]{1,25}(KiB|MiB|GiB| )?"],
+            pem in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..60),
+                "-----BEGIN (CERTIFICATE|X)-----\n[A-Za-z+/=!]{0,40}\n-----END CERTIFICATE-----\n"
+                    .prop_map(String::into_bytes),
+            ],
+        ) {
+            let mut args = Options::parse_from(["test"]).dispatch;
+            args.allow_networks = networks;
+            args.max_retry_delay = duration;
+            args.max_event_bytes = bytes;
+            match args.validate(Secret::new("")) {
+                Ok(config) => {
+                    let delay = Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
+                    prop_assert!(delay.contains(&config.max_retry_delay));
+                    prop_assert!((1 << 10..=64 << 20).contains(&config.max_event_bytes));
+                }
+                Err(faults) => prop_assert!(!faults.0.is_empty()),
+            }
+            prop_assert!(certificates(&pem).map_or(true, |found| !found.is_empty()));
+        }
+    }
+}

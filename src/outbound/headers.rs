@@ -34,8 +34,7 @@ pub(super) fn of_request(
     let timestamp = request.started_at.unix_seconds();
     let id = match request.deliveries {
         [delivery] if !request.batch => {
-            let event_type = utf8_percent_encode(&delivery.event.event_type, ENCODED).to_string();
-            headers.insert(EVENT_TYPE, ascii(event_type));
+            headers.insert(EVENT_TYPE, encoded(&delivery.event.event_type));
             headers.insert(DELIVERY_ID, ascii(delivery.id.to_string()));
             headers.insert(ATTEMPT, HeaderValue::from(request.attempt_number));
             delivery.event.id.to_string()
@@ -69,6 +68,28 @@ fn batch_id(deliveries: &[Delivery]) -> String {
     id
 }
 
+/// Any text as a value that decodes to it.
+fn encoded(text: &str) -> HeaderValue {
+    ascii(utf8_percent_encode(text, ENCODED).to_string())
+}
+
 fn ascii(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("ids, numbers, base64 and percent-encoded text are visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use percent_encoding::percent_decode;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_event_type_fits_into_a_header_and_comes_out_as_it_was(text in any::<String>()) {
+            let value = encoded(&text);
+            prop_assert!(value.as_bytes().iter().all(u8::is_ascii_graphic));
+            prop_assert_eq!(percent_decode(value.as_bytes()).decode_utf8().unwrap(), text);
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature
 //!                 │                      │
 //!                 ▼                      ▼
-//!               Fault                 pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ wire
+//!               Fault      (oauth ─▶)  pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ wire
 //! ```
 //!
 //! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`]

@@ -229,6 +229,8 @@ fn hex_value(mac: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The example of the Standard Webhooks documentation: key, message and signature.
@@ -342,5 +344,33 @@ mod tests {
         let old = secret("whsec_?");
         let fault = Signer::compile(None, Some((&old, DbTime(0))), "standard", None).unwrap_err();
         assert!(fault.to_string().starts_with("previous_signing_secret"), "{fault}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_is_a_secret_that_signs_or_is_refused_without_being_repeated(
+            text in prop_oneof![
+                ".{0,80}",
+                "(whsec_|whsk_)[A-Za-z0-9+/]{0,90}={0,2}",
+                (prop::sample::select(vec!["whsec_", "whsk_"]), prop::collection::vec(any::<u8>(), 20..70))
+                    .prop_map(|(prefix, key)| format!("{prefix}{}", STANDARD.encode(key))),
+            ],
+            scheme in prop::sample::select(vec!["standard", "hex"]),
+            body in prop::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let key = secret(&text);
+            match Signer::compile(Some(&key), Some((&key, DbTime(1))), scheme, None) {
+                Ok(signer) => {
+                    let signed = signer.sign("id", 1, DbTime(0), &body);
+                    prop_assert_eq!(signed.is_some(), !text.is_empty());
+                    let fits = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+                    prop_assert!(signed.is_none_or(|(_, value)| value.bytes().all(fits)));
+                }
+                Err(fault) => {
+                    let hidden = text.trim_start_matches("whsec_").trim_start_matches("whsk_");
+                    prop_assert!(hidden.len() < 8 || !fault.to_string().contains(hidden), "{}", fault);
+                }
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 #[path = "../common/authority.rs"]
 mod authority;
 
+mod anything;
 mod faults;
 mod oauth;
 mod receiver;
