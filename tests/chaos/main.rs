@@ -1,4 +1,4 @@
-//! Two processes on one database, and whole systems under a storm of faults.
+//! Two processes on one database.
 
 #![allow(clippy::unwrap_used)]
 
