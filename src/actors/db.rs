@@ -309,9 +309,8 @@ impl DbActor {
         }
         let Some(mut lane) = self.record_lane.take() else { return };
         let rows = if self.careful > 0 { 1 } else { MAX_RECORD_ROWS };
-        let waiting = self.work.outcomes.len();
         let mut work = self.work.take(rows);
-        let sent = waiting - self.work.outcomes.len();
+        let sent = work.outcomes.len();
         self.careful = self.careful.saturating_sub(sent);
         let write = async move {
             let done = lane.write(&mut work).await;

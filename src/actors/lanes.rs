@@ -1,13 +1,12 @@
 //! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::db::take_front;
 use crate::clock;
-use crate::model::{Change, DbTime, DestinationId, Outcome};
+use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
 use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
 use crate::store::destinations::{self, OperationalEvent};
@@ -147,16 +146,10 @@ impl Work {
             && self.events.is_empty()
     }
 
-    /// Takes at most `rows` outcomes, and everything else. Of several outcomes of one delivery (a result that
-    /// waited for longer than its lease, and that of the next attempt) one is left, as a statement writes
-    /// only one: that it was delivered, or else the latest.
+    /// Takes at most `rows` outcomes, and everything else.
     pub(super) fn take(&mut self, rows: usize) -> Work {
-        let mut outcomes = take_front(&mut self.outcomes, rows);
-        // One order for all writers, so that two of them cannot wait for each other.
-        outcomes.sort_by_key(|o| (o.delivery, o.change != Change::Delivered, Reverse(o.claimed_at)));
-        outcomes.dedup_by_key(|outcome| outcome.delivery);
         Work {
-            outcomes: outcomes.into(),
+            outcomes: take_front(&mut self.outcomes, rows).into(),
             states: std::mem::take(&mut self.states),
             disabled: std::mem::take(&mut self.disabled),
             events: std::mem::take(&mut self.events),
@@ -203,6 +196,8 @@ impl RecordLane {
             closed => closed.insert(store::connect(&self.options).await?),
         };
         let outcomes = work.outcomes.make_contiguous();
+        // One order for all writers, so that two of them cannot wait for each other.
+        outcomes.sort_unstable_by_key(|outcome| outcome.delivery);
         let rows = outcomes.len();
         if rows > 0 {
             let written = deliveries::record(connection, outcomes).await?;
