@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix_http::header::HeaderMap;
 use actix_http::{Method, Uri};
 use awc::error::SendRequestError;
-use awc::{Client, ClientResponse, Connector, FrozenClientRequest};
+use awc::{Client, ClientResponse, Connector, FrozenClientRequest, SendClientRequest};
 use bytes::Bytes;
 
 use super::body::Pieces;
@@ -79,12 +79,7 @@ impl Pool {
 
     /// Sends over a pooled connection, or a new one; returns with the head of the answer.
     pub(super) async fn send(&self, headers: HeaderMap, body: Bytes) -> Result<ClientResponse, Failure> {
-        // The client must not be borrowed while the answer is waited for.
-        let pooled = self.client.borrow().clone();
-        match pooled {
-            Some(client) => client.extra_headers(headers).send_body(Pieces(body)).await.map_err(failed),
-            None => self.send_fresh(headers, body).await,
-        }
+        self.start(headers, body).map_err(failed)?.await.map_err(failed)
     }
 
     /// Sends over a new connection for sure, and forgets all idle ones.
@@ -93,9 +88,18 @@ impl Pool {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<ClientResponse, Failure> {
-        let client = self.client().map_err(failed)?;
-        self.client.replace(Some(client.clone()));
-        client.extra_headers(headers).send_body(Pieces(body)).await.map_err(failed)
+        self.clear();
+        self.send(headers, body).await
+    }
+
+    /// Not async: the client must not be borrowed while the answer is waited for.
+    fn start(&self, headers: HeaderMap, body: Bytes) -> Result<SendClientRequest, SendRequestError> {
+        let mut slot = self.client.borrow_mut();
+        let client = match &mut *slot {
+            Some(client) => client,
+            none => none.insert(self.client()?),
+        };
+        Ok(client.extra_headers(headers).send_body(Pieces(body)))
     }
 
     /// Forgets all idle connections; those in use are closed when they are done.
