@@ -23,8 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// because of us.
 const PATIENCE_PER_REQUEST: Duration = Duration::from_micros(100);
 
-/// Deliveries that a destination asks for at least, before its pace is known: a claim for less costs more per
-/// delivery, and thousands of destinations that ask for more fill the memory with what has to wait.
+/// Deliveries that a destination asks for before its pace is known, unless it may have few requests in
+/// flight: a claim for less costs more per delivery, and thousands of destinations that ask for more fill the
+/// memory with what has to wait.
 const MIN_READY: f64 = 32.0;
 
 impl DestinationActor {
@@ -201,8 +202,10 @@ impl DestinationActor {
             return 0;
         }
         let allowed = self.health.allowed(self.most_in_flight()) as usize;
-        let width = self.width.clamp(FIRST_WIDTH, allowed.max(FIRST_WIDTH)) as f64;
-        let rounds = (2.0 * width * batch).max(MIN_READY).max(self.pace.per_second);
+        let two_rounds = |requests: usize| 2.0 * requests as f64 * batch;
+        let at_least = two_rounds(allowed).min(MIN_READY);
+        let rounds =
+            two_rounds(self.width.max(FIRST_WIDTH).min(allowed)).max(at_least).max(self.pace.per_second);
         let by_rate = self.limiter.per_second().max(1.0).ceil() * batch;
         let most = if self.destination.settings.ordered { MAX_ORDERED_READY } else { MAX_READY };
         let target = rounds.min(by_rate).min(most).max(batch);
