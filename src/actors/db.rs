@@ -117,6 +117,8 @@ pub struct DbSnapshot {
     pub claims_waiting: usize,
     /// Results that are not written yet.
     pub results_waiting: usize,
+    /// Results whose rows somebody has locked: they are written when that ends.
+    pub results_locked: usize,
     /// Bytes of events in memory.
     pub bytes_held: u64,
     /// What is wrong with the database, if anything is.
@@ -139,6 +141,7 @@ pub struct DbActor {
     record_lane: Option<RecordLane>,
     claims: Claims,
     results_received: u64,
+    /// Written, or set aside because somebody has locked the row.
     results_done: u64,
     claims_stopped: bool,
     waits_for_bytes: bool,
@@ -179,7 +182,8 @@ impl DbActor {
     /// Starts a claim statement if none is under way and somebody waits.
     fn claim(&mut self, ctx: &mut Context<Self>) {
         // What cannot be recorded would be sent again and again.
-        let unwritten = self.record_trouble.is_some() || self.work.outcomes.len() > MAX_RESULTS_WAITING;
+        let waiting = self.work.outcomes.len() + self.work.locked.len();
+        let unwritten = self.record_trouble.is_some() || waiting > MAX_RESULTS_WAITING;
         if self.claim_lane.is_none() || unwritten {
             return;
         }
@@ -209,7 +213,9 @@ impl DbActor {
     }
 
     fn grant(&mut self, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
-        self.claim_trouble = None;
+        if self.claim_trouble.take().is_some() {
+            log::info!("deliveries are claimed again");
+        }
         self.stats.claim_statements += 1;
         let received = clock::now();
         self.claims.took(received.saturating_duration_since(sent));
@@ -327,8 +333,7 @@ impl DbActor {
     /// `left` is what was not written of `sent` outcomes and the rest.
     fn recorded(&mut self, sent: usize, mut left: Work, done: Result<(), StoreError>) {
         // Whatever failed afterwards: these are written.
-        let written = sent - left.outcomes.len();
-        self.results_done += written as u64;
+        let written = sent - left.outcomes.len() - left.locked.len();
         self.stats.recorded += written as u64;
         match done {
             Ok(()) => {
@@ -342,15 +347,12 @@ impl DbActor {
                 let delivery = left.outcomes[0].delivery;
                 log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
                 left.outcomes.clear();
-                self.results_done += 1;
                 self.record_trouble = None;
             }
             Err(error) => {
-                if left.outcomes.len() > 1 && (error.is_about_data() || error.is_about_locks()) {
-                    // One by one: a single bad or locked row must not hold up the others.
+                if error.is_about_data() {
+                    // One by one: a single bad row must not hold up the others.
                     self.careful = left.outcomes.len();
-                } else if error.is_about_locks() {
-                    self.work.outcomes.append(&mut left.outcomes);
                 }
                 if self.record_trouble.is_none() {
                     log::error!("writing results failed, trying again until it works: {error}");
@@ -359,6 +361,8 @@ impl DbActor {
             }
         }
         self.work.put_back(left);
+        self.stats.results_locked = self.work.locked.len();
+        self.results_done = self.results_received - self.work.outcomes.len() as u64;
         self.claims.written(self.results_done);
     }
 }
@@ -417,7 +421,7 @@ impl Handler<Remember> for DbActor {
     type Result = ();
 
     fn handle(&mut self, Remember(destination, saved): Remember, ctx: &mut Self::Context) {
-        self.work.states.push((destination, saved));
+        self.work.states.insert(destination, saved);
         self.record(ctx);
     }
 }

@@ -1,7 +1,7 @@
 //! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::db::take_front;
@@ -9,7 +9,7 @@ use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
 use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
-use crate::store::destinations::{self, OperationalEvent};
+use crate::store::destinations::{self, Disabled, OperationalEvent};
 use crate::store::presence;
 use crate::store::{self, ConnectOptions, Connection, StoreError};
 
@@ -17,6 +17,11 @@ use crate::store::{self, ConnectOptions, Connection, StoreError};
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest pause between two tries: a database that comes back is noticed within this.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Pause before rows that somebody has locked are tried again; what can be written waits no longer than this
+/// for them.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
+/// It is told after so many tries: an application may lock a row for a moment.
+const LOCKED_TOLD_AFTER: u32 = 10;
 /// Operational events are dropped rather than hoarded when they cannot be written.
 const MAX_EVENTS_WAITING: usize = 1_000;
 
@@ -133,7 +138,9 @@ async fn open(
 #[derive(Default)]
 pub(super) struct Work {
     pub(super) outcomes: VecDeque<Outcome>,
-    pub(super) states: Vec<(DestinationId, Saved)>,
+    /// Outcomes set aside because somebody has locked their rows.
+    pub(super) locked: VecDeque<Outcome>,
+    pub(super) states: BTreeMap<DestinationId, Saved>,
     pub(super) disabled: Vec<(DestinationId, String)>,
     pub(super) events: Vec<OperationalEvent>,
 }
@@ -141,15 +148,19 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn is_empty(&self) -> bool {
         self.outcomes.is_empty()
+            && self.locked.is_empty()
             && self.states.is_empty()
             && self.disabled.is_empty()
             && self.events.is_empty()
     }
 
-    /// Takes at most `rows` outcomes, and everything else.
+    /// Takes at most `rows` outcomes, up to half of them such as were set aside, and everything else.
     pub(super) fn take(&mut self, rows: usize) -> Work {
+        let mut outcomes = take_front(&mut self.locked, rows / 2);
+        outcomes.extend(take_front(&mut self.outcomes, rows - outcomes.len()));
         Work {
-            outcomes: take_front(&mut self.outcomes, rows).into(),
+            outcomes: outcomes.into(),
+            locked: VecDeque::new(),
             states: std::mem::take(&mut self.states),
             disabled: std::mem::take(&mut self.disabled),
             events: std::mem::take(&mut self.events),
@@ -159,6 +170,9 @@ impl Work {
     /// Puts what was not written back in front.
     pub(super) fn put_back(&mut self, mut left: Work) {
         left.outcomes.append(&mut self.outcomes);
+        self.locked.append(&mut left.locked);
+        left.locked = std::mem::take(&mut self.locked);
+        // What came meanwhile is newer.
         left.states.append(&mut self.states);
         left.disabled.append(&mut self.disabled);
         left.events.append(&mut self.events);
@@ -172,22 +186,47 @@ pub(super) struct RecordLane {
     options: ConnectOptions,
     connection: Option<Connection>,
     backoff: Backoff,
+    /// Somebody has locked rows of results: they are stepped around.
+    avoiding: bool,
+    /// How often in a row something could not be written because somebody has locked it.
+    locked_tries: u32,
 }
 
 impl RecordLane {
     pub(super) fn new(options: ConnectOptions) -> RecordLane {
-        RecordLane { options, connection: None, backoff: Backoff::default() }
+        RecordLane {
+            options,
+            connection: None,
+            backoff: Backoff::default(),
+            avoiding: false,
+            locked_tries: 0,
+        }
     }
 
-    /// Writes `work`, and leaves in it what was not written.
+    /// Writes `work`, and leaves in it what was not written: after success, what somebody has locked.
     pub(super) async fn write(&mut self, work: &mut Work) -> Result<(), StoreError> {
         self.backoff.wait().await;
+        if self.locked_tries > 0 {
+            tokio::time::sleep(LOCKED_PAUSE).await;
+        }
         let result = self.try_write(work).await;
         if result.is_err() {
             self.connection = None;
+        } else {
+            self.note_locked(!work.is_empty());
         }
         self.backoff.note(&result);
         result
+    }
+
+    fn note_locked(&mut self, some: bool) {
+        let before = self.locked_tries;
+        self.locked_tries = if some { before.saturating_add(1) } else { 0 };
+        if self.locked_tries == LOCKED_TOLD_AFTER {
+            log::warn!("somebody has locked rows that are to be written; the others do not wait");
+        } else if !some && before >= LOCKED_TOLD_AFTER {
+            log::info!("the rows that somebody had locked are written");
+        }
     }
 
     async fn try_write(&mut self, work: &mut Work) -> Result<(), StoreError> {
@@ -195,29 +234,24 @@ impl RecordLane {
             Some(connection) => connection,
             closed => closed.insert(store::connect(&self.options).await?),
         };
-        let outcomes = work.outcomes.make_contiguous();
-        // One order for all writers, so that two of them cannot wait for each other.
-        outcomes.sort_unstable_by_key(|outcome| outcome.delivery);
-        let rows = outcomes.len();
-        if rows > 0 {
-            let written = deliveries::record(connection, outcomes).await?;
-            if written < rows as u64 {
-                log::debug!(
-                    "{} of {rows} results were not written: their leases were lost",
-                    rows as u64 - written
-                );
-            }
-            work.outcomes.clear();
+        if !work.outcomes.is_empty() {
+            record(connection, &mut self.avoiding, work).await?;
         }
         if !work.states.is_empty() {
-            destinations::save(&mut *connection, &work.states).await?;
-            work.states.clear();
+            let locked = destinations::save(&mut *connection, &work.states).await?;
+            work.states.retain(|destination, _| locked.contains(destination));
         }
-        while let Some((destination, reason)) = work.disabled.last() {
-            if destinations::disable(&mut *connection, *destination, reason).await? {
-                log::warn!("destination={destination} disabled: {reason}");
+        let mut at = 0;
+        while let Some((destination, reason)) = work.disabled.get(at) {
+            match destinations::disable(&mut *connection, *destination, reason).await? {
+                Disabled::Now => log::warn!("destination={destination} disabled: {reason}"),
+                Disabled::Before => {}
+                Disabled::Locked => {
+                    at += 1;
+                    continue;
+                }
             }
-            work.disabled.pop();
+            work.disabled.remove(at);
         }
         let events = std::mem::take(&mut work.events);
         if !events.is_empty()
@@ -228,4 +262,33 @@ impl RecordLane {
         }
         Ok(())
     }
+}
+
+/// Writes the outcomes of `work`; those whose rows somebody has locked are set aside. Only where there are
+/// any is the statement used that steps around them.
+async fn record(connection: &mut Connection, avoiding: &mut bool, work: &mut Work) -> Result<(), StoreError> {
+    let outcomes = work.outcomes.make_contiguous();
+    // One order for all writers, so that two of them cannot wait for each other.
+    outcomes.sort_unstable_by_key(|outcome| outcome.delivery);
+    if !*avoiding {
+        match deliveries::record(connection, outcomes).await {
+            Ok(written) => {
+                let lost = outcomes.len() as u64 - written;
+                if lost > 0 {
+                    log::debug!(
+                        "{lost} of {} results were not written: their leases were lost",
+                        outcomes.len()
+                    );
+                }
+                work.outcomes.clear();
+                return Ok(());
+            }
+            Err(error) if error.is_about_locks() => *avoiding = true,
+            Err(error) => return Err(error),
+        }
+    }
+    let locked = deliveries::record_unlocked(connection, outcomes).await?;
+    work.locked.extend(work.outcomes.drain(..).filter(|outcome| locked.contains(&outcome.delivery)));
+    *avoiding = !work.locked.is_empty();
+    Ok(())
 }

@@ -151,7 +151,14 @@ impl Dispatcher {
             Err(error) => readiness.problems.push(format!("the supervisor does not answer: {error}")),
         }
         match self.db.send(db::Snapshot).await {
-            Ok(state) => readiness.problems.extend(state.trouble.map(|why| format!("deliveries: {why}"))),
+            Ok(state) => {
+                readiness.problems.extend(state.trouble.map(|why| format!("deliveries: {why}")));
+                if state.results_locked > 0 {
+                    let locked =
+                        format!("{} results wait for rows that somebody has locked", state.results_locked);
+                    readiness.warnings.push(locked);
+                }
+            }
             Err(error) => readiness.problems.push(format!("the database actor does not answer: {error}")),
         }
         readiness

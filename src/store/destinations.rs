@@ -1,6 +1,7 @@
 //! Destinations with their settings and state: reading them, noticing changes, and the few things that the
 //! dispatcher writes about them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sqlx::postgres::{PgExecutor, PgRow};
@@ -164,53 +165,93 @@ WITH o AS MATERIALIZED (
             $6::timestamp[])
         AS o(destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
 ),
+-- nobody is waited for: whose row, or whose state, somebody else has locked comes later
+destination AS MATERIALIZED (
+    SELECT w.id FROM public.webhook_destinations w JOIN o ON o.destination_id = w.id
+    FOR KEY SHARE OF w SKIP LOCKED
+),
+state AS MATERIALIZED (
+    SELECT t.destination_id AS id FROM public.posthaste_destination_state t JOIN o USING (destination_id)
+    FOR UPDATE OF t SKIP LOCKED
+),
+free AS MATERIALIZED (
+    SELECT o.* FROM o JOIN destination d ON d.id = o.destination_id
+    WHERE EXISTS (SELECT FROM state s WHERE s.id = d.id)
+       OR NOT EXISTS (SELECT FROM public.posthaste_destination_state t WHERE t.destination_id = d.id)
+),
 cleared AS (
     -- why a destination was disabled is not ours to forget: enabling it does that
-    DELETE FROM public.posthaste_destination_state t USING o
+    DELETE FROM public.posthaste_destination_state t USING free o
     WHERE t.destination_id = o.destination_id AND t.disabled_at IS NULL
       AND o.paused_until IS NULL AND o.tripped_at IS NULL AND o.failing_since IS NULL
+),
+written AS (
+    INSERT INTO public.posthaste_destination_state
+        (destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
+    SELECT o.* FROM free o
+    WHERE o.paused_until IS NOT NULL OR o.tripped_at IS NOT NULL OR o.failing_since IS NOT NULL
+    ON CONFLICT (destination_id) DO UPDATE SET
+        paused_until = excluded.paused_until, tripped_at = excluded.tripped_at,
+        next_probe_at = excluded.next_probe_at,
+        failing_since = excluded.failing_since, last_success_at = excluded.last_success_at
 )
-INSERT INTO public.posthaste_destination_state
-    (destination_id, paused_until, tripped_at, next_probe_at, failing_since, last_success_at)
-SELECT o.* FROM o
+SELECT o.destination_id FROM o
 -- a destination deleted meanwhile has no state
 JOIN public.webhook_destinations w ON w.id = o.destination_id
-WHERE o.paused_until IS NOT NULL OR o.tripped_at IS NOT NULL OR o.failing_since IS NOT NULL
-ON CONFLICT (destination_id) DO UPDATE SET
-    paused_until = excluded.paused_until, tripped_at = excluded.tripped_at,
-    next_probe_at = excluded.next_probe_at,
-    failing_since = excluded.failing_since, last_success_at = excluded.last_success_at";
+WHERE NOT EXISTS (SELECT FROM free f WHERE f.destination_id = o.destination_id)";
 
-/// Writes what is to be remembered of each destination; the last one counts where a destination comes twice.
+/// Writes what is to be remembered of each destination. Returns those that somebody else has locked: nothing
+/// was written of them.
 ///
 /// # Errors
 /// Whatever the database says; writing again is harmless.
-pub async fn save(db: impl PgExecutor<'_>, states: &[(DestinationId, Saved)]) -> Result<(), StoreError> {
-    let latest: std::collections::BTreeMap<_, _> = states.iter().copied().collect();
-    let column = |of: fn(&Saved) -> Option<DbTime>| latest.values().map(of).collect::<Vec<_>>();
-    let query = sqlx::query(SAVE)
-        .bind(latest.keys().map(|id| id.0).collect::<Vec<_>>())
+pub async fn save(
+    db: impl PgExecutor<'_>,
+    states: &BTreeMap<DestinationId, Saved>,
+) -> Result<BTreeSet<DestinationId>, StoreError> {
+    let column = |of: fn(&Saved) -> Option<DbTime>| states.values().map(of).collect::<Vec<_>>();
+    let query = sqlx::query_scalar(SAVE)
+        .bind(states.keys().map(|id| id.0).collect::<Vec<_>>())
         .bind(column(|s| s.paused_until))
         .bind(column(|s| s.tripped_at))
         .bind(column(|s| s.next_probe_at))
         .bind(column(|s| s.failing_since))
         .bind(column(|s| s.last_success_at));
-    in_time(query.execute(db)).await?;
-    Ok(())
+    let locked: Vec<Uuid> = in_time(query.fetch_all(db)).await?;
+    Ok(locked.into_iter().map(DestinationId).collect())
+}
+
+/// What became of disabling a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disabled {
+    /// It was enabled, and is not any more.
+    Now,
+    /// It was disabled, or deleted, before.
+    Before,
+    /// Somebody else has locked its row: nothing was written.
+    Locked,
 }
 
 const DISABLE: &str = "
-WITH disabled AS (
-    UPDATE public.webhook_destinations
+WITH free AS MATERIALIZED (
+    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled FOR NO KEY UPDATE SKIP LOCKED
+),
+disabled AS (
+    UPDATE public.webhook_destinations w
     SET enabled = false, updated_at = timezone('UTC', clock_timestamp())
-    WHERE id = $1 AND enabled RETURNING id
+    FROM free WHERE w.id = free.id RETURNING w.id
+),
+noted AS (
+    INSERT INTO public.posthaste_destination_state (destination_id, disabled_at, disabled_reason)
+    SELECT id, timezone('UTC', clock_timestamp()), $2 FROM disabled
+    ON CONFLICT (destination_id) DO UPDATE
+        SET disabled_at = excluded.disabled_at, disabled_reason = excluded.disabled_reason
 )
-INSERT INTO public.posthaste_destination_state (destination_id, disabled_at, disabled_reason)
-SELECT id, timezone('UTC', clock_timestamp()), $2 FROM disabled
-ON CONFLICT (destination_id) DO UPDATE
-    SET disabled_at = excluded.disabled_at, disabled_reason = excluded.disabled_reason";
+SELECT EXISTS (SELECT FROM disabled),
+    -- as it was before this statement
+    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled)";
 
-/// Disables a destination and records why. Its deliveries stay. Returns whether it was enabled before.
+/// Disables a destination and records why. Its deliveries stay.
 ///
 /// # Errors
 /// Whatever the database says; disabling again changes nothing.
@@ -218,9 +259,13 @@ pub async fn disable(
     db: impl PgExecutor<'_>,
     destination: DestinationId,
     reason: &str,
-) -> Result<bool, StoreError> {
-    let done = in_time(sqlx::query(DISABLE).bind(destination.0).bind(reason).execute(db)).await?;
-    Ok(done.rows_affected() > 0)
+) -> Result<Disabled, StoreError> {
+    let query = sqlx::query_as(DISABLE).bind(destination.0).bind(reason);
+    Ok(match in_time(query.fetch_one(db)).await? {
+        (true, _) => Disabled::Now,
+        (false, true) => Disabled::Locked,
+        (false, false) => Disabled::Before,
+    })
 }
 
 /// An operational event: something that an organization may want to know about its own deliveries.

@@ -108,7 +108,9 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
     Ok(options
         .application_name("posthaste")
         .extra_float_digits(None)
-        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "5s")])
+        // Below STATEMENT_TIMEOUT, so that it is PostgreSQL that says what is wrong, and a connection that had
+        // to wait can be used again.
+        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
         .log_statements(log::LevelFilter::Trace)
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
 }

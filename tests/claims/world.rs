@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use posthaste::model::{DbTime, Delivery, DestinationId, FailedAttempt, Outcome};
 use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room, record};
-use posthaste::store::{self, Connection, destinations, presence};
+use posthaste::store::destinations::{self, Disabled};
+use posthaste::store::{self, Connection, presence};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -321,8 +322,8 @@ impl<'a> World<'a> {
         if by_dispatcher {
             let id = DestinationId(self.destinations[of]);
             let done = destinations::disable(&mut self.recorder, id, "a reason").await.unwrap();
-            if done != was_enabled {
-                return Err(format!("disabled: {done}, was enabled: {was_enabled}"));
+            if (done == Disabled::Now) != was_enabled {
+                return Err(format!("disabled: {done:?}, was enabled: {was_enabled}"));
             }
         } else {
             self.switch(of, false).await;

@@ -16,7 +16,7 @@ mod record;
 use std::time::Duration;
 
 pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered, Room};
-pub use self::record::{MAX_RECORD_ROWS, record};
+pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
 
 /// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
 pub const LEASE: Duration = Duration::from_secs(45);
