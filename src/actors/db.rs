@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
+use super::Lifeline;
 use super::claims::{Claims, Group};
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
@@ -153,11 +154,12 @@ pub struct DbActor {
     stats: DbSnapshot,
     claim_trouble: Option<String>,
     record_trouble: Option<String>,
+    _lifeline: Lifeline,
 }
 
 impl DbActor {
     /// An actor for the database behind `options`, which keeps at most `bytes` of events in memory.
-    pub fn new(config: Config, options: ConnectOptions, bytes: Limit) -> DbActor {
+    pub fn new(config: Config, options: ConnectOptions, bytes: Limit, lifeline: Lifeline) -> DbActor {
         DbActor {
             config,
             bytes,
@@ -176,6 +178,7 @@ impl DbActor {
             stats: DbSnapshot::default(),
             claim_trouble: None,
             record_trouble: None,
+            _lifeline: lifeline,
         }
     }
 
@@ -453,6 +456,21 @@ impl Handler<Flush> for DbActor {
         self.record(ctx);
         // An error means that the actor is gone, and with it whatever could be waited for.
         Box::pin(async { flushed.await.unwrap_or(()) })
+    }
+}
+
+/// From a test: panic.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Panic;
+
+#[cfg(test)]
+impl Handler<Panic> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("a test asked for it");
     }
 }
 

@@ -25,6 +25,7 @@ pub mod db;
 pub mod destination;
 mod lanes;
 pub mod limit;
+mod listen;
 mod locked;
 pub mod supervisor;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use tokio::sync::watch;
 
 use self::db::DbActor;
 use self::limit::Limit;
@@ -79,6 +81,19 @@ impl Trouble {
     }
 }
 
+/// Held by an actor without which nothing goes on: tells when that has ended, as only a panic makes it end
+/// before the process does.
+pub struct Lifeline {
+    name: &'static str,
+    ended: Arc<watch::Sender<&'static str>>,
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        self.ended.send_replace(self.name);
+    }
+}
+
 /// Why a dispatcher did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -109,6 +124,8 @@ pub struct Dispatcher {
     pub supervisor: Addr<Supervisor>,
     /// Claims and records.
     pub db: Addr<DbActor>,
+    /// The actor that has ended; empty while both live.
+    ended: watch::Receiver<&'static str>,
 }
 
 impl Dispatcher {
@@ -122,10 +139,14 @@ impl Dispatcher {
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
         let pool = store::pool(options.clone(), POOL_CONNECTIONS);
-        let db = DbActor::new(config.clone(), store::planned(options), bytes).start();
+        let (told, ended) = watch::channel("");
+        let told = Arc::new(told);
+        let lifeline = |name| Lifeline { name, ended: told.clone() };
+        let planned = store::planned(options);
+        let db = DbActor::new(config.clone(), planned, bytes, lifeline("the database actor")).start();
         let shared = Arc::new(Shared { config, network, slots, trouble: Trouble::default() });
-        let supervisor = Supervisor::new(shared, db.clone(), pool.clone()).start();
-        Ok(Dispatcher { pool, supervisor, db })
+        let supervisor = Supervisor::new(shared, db.clone(), pool.clone(), lifeline("the supervisor"));
+        Ok(Dispatcher { pool, supervisor: supervisor.start(), db, ended })
     }
 
     /// Asks the database and the actors how they are.
@@ -162,6 +183,13 @@ impl Dispatcher {
             Err(error) => readiness.problems.push(format!("the database actor does not answer: {error}")),
         }
         readiness
+    }
+
+    /// Waits until the supervisor or the database actor has panicked; says which. Nothing goes on then, and the
+    /// process should end: all that counts is in the database, and the next process goes on from there.
+    pub async fn panicked(&self) -> &'static str {
+        let mut ended = self.ended.clone();
+        ended.wait_for(|name| !name.is_empty()).await.map_or("an actor", |name| *name)
     }
 
     /// Stops in order; returns when everything is written and the destinations are gone.

@@ -12,15 +12,16 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
-use super::Shared;
 use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
+use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
+use super::{Lifeline, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
 use crate::policy::health::Saved;
 use crate::store::destinations::{self, Loaded, Seen};
-use crate::store::listener::{Hint, Listener, Where};
+use crate::store::listener::{Hint, Where};
 use crate::store::{self, Pool, StoreError};
 
 /// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps
@@ -28,20 +29,10 @@ use crate::store::{self, Pool, StoreError};
 const MIN_RESPAWN_DELAY: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const MAX_RESPAWN_DELAY: Duration = Duration::from_secs(60);
-/// Pause before listening is tried again.
-const LISTEN_RETRY: Duration = Duration::from_secs(1);
+/// Pause before the destinations are looked at again after that failed.
+const POLL_RETRY: Duration = Duration::from_secs(1);
 /// After the grace, how long the results may take to be written before a shutdown gives up waiting.
 const FLUSH_LIMIT: Duration = Duration::from_secs(20);
-
-/// From the listener: look again.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Hinted(Hint);
-
-/// From the listener: whether it can listen.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Listening(Result<(), String>);
 
 /// To itself: a destination that panicked may come back.
 #[derive(Message)]
@@ -110,14 +101,17 @@ pub struct Supervisor {
     polling: bool,
     /// A poll is wanted as soon as the present one is done.
     poll_again: bool,
+    /// A poll failed, and the next one is planned.
+    retrying: bool,
     stats: SupervisorSnapshot,
     stopping: Option<oneshot::Sender<()>>,
     is_stopping: bool,
+    _lifeline: Lifeline,
 }
 
 impl Supervisor {
     /// A supervisor whose destinations use `db`.
-    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: Pool) -> Supervisor {
+    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: Pool, lifeline: Lifeline) -> Supervisor {
         Supervisor {
             shared,
             db,
@@ -135,9 +129,11 @@ impl Supervisor {
             loading: false,
             polling: false,
             poll_again: false,
+            retrying: false,
             stats: SupervisorSnapshot::default(),
             stopping: None,
             is_stopping: false,
+            _lifeline: lifeline,
         }
     }
 
@@ -152,12 +148,17 @@ impl Supervisor {
         }
         (self.polling, self.poll_again) = (true, false);
         let pool = self.pool.clone();
-        let poll = async move { destinations::poll(&pool).await };
+        let poll = async move {
+            match destinations::poll(&pool).await {
+                Err(error) => Err(store::cause(&pool, error).await),
+                seen => seen,
+            }
+        };
         ctx.spawn(poll.into_actor(self).map(|seen, this, ctx| {
             this.polling = false;
             match seen {
                 Ok(seen) => this.polled(&seen, ctx),
-                Err(error) => this.trouble(&error),
+                Err(error) => this.trouble(&error, ctx),
             }
             if this.poll_again {
                 this.poll(ctx);
@@ -197,11 +198,17 @@ impl Supervisor {
         self.load(ctx);
     }
 
-    fn trouble(&mut self, error: &StoreError) {
+    fn trouble(&mut self, error: &StoreError, ctx: &mut Context<Self>) {
         if self.stats.trouble.is_none() {
             log::error!("looking at the destinations failed, trying again until it works: {error}");
         }
         self.stats.trouble = Some(error.to_string());
+        if !std::mem::replace(&mut self.retrying, true) {
+            ctx.run_later(POLL_RETRY, |this, ctx| {
+                this.retrying = false;
+                this.poll(ctx);
+            });
+        }
     }
 
     /// Loads the destinations that have changed, all of them in one statement.
@@ -221,7 +228,7 @@ impl Supervisor {
             match loaded {
                 Ok(loaded) => this.loaded(&ids, loaded),
                 // The next poll sees the difference again.
-                Err(error) => this.trouble(&error),
+                Err(error) => this.trouble(&error, ctx),
             }
             this.load(ctx);
         }));
@@ -350,28 +357,6 @@ impl Actor for Supervisor {
     }
 }
 
-/// Listens for as long as the supervisor lives. After every connect it has everything looked at once: what
-/// was notified meanwhile is lost.
-async fn listen(pool: Pool, supervisor: Addr<Supervisor>) {
-    while supervisor.connected() {
-        let failed = match Listener::connect(&pool).await {
-            Ok(mut listener) => {
-                supervisor.do_send(Listening(Ok(())));
-                supervisor.do_send(Hinted(Hint::Wake(Where::Everywhere)));
-                loop {
-                    match listener.next().await {
-                        Ok(hint) => supervisor.do_send(Hinted(hint)),
-                        Err(error) => break error,
-                    }
-                }
-            }
-            Err(error) => error,
-        };
-        supervisor.do_send(Listening(Err(failed.to_string())));
-        tokio::time::sleep(LISTEN_RETRY).await;
-    }
-}
-
 impl Handler<Hinted> for Supervisor {
     type Result = ();
 
@@ -458,17 +443,18 @@ impl Handler<Shutdown> for Supervisor {
     }
 }
 
-/// From a test: let this destination panic.
+/// From a test: let this destination panic, or the supervisor itself.
 #[cfg(test)]
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct LetPanic(pub(super) DestinationId);
+pub(crate) struct LetPanic(pub(crate) Option<DestinationId>);
 
 #[cfg(test)]
 impl Handler<LetPanic> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, LetPanic(id): LetPanic, _: &mut Self::Context) {
+        let id = id.expect("a test asked for a panic");
         self.children[&id].addr.do_send(destination::Panic);
     }
 }

@@ -66,6 +66,24 @@ enum ServeError {
         .0.join("\n  ")
     )]
     RowsHidden(Vec<String>),
+    #[error(
+        "{0} panicked, which is a fault of this program; it ends, to be started again. Nothing is lost, what \
+         was in flight will be sent again"
+    )]
+    Panicked(&'static str),
+}
+
+impl ServeError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            ServeError::Config(_)
+            | ServeError::Start(StartError::Store(StoreError::Url(_)) | StartError::Network(_)) => {
+                ExitCode::from(super::EXIT_USAGE)
+            }
+            ServeError::Panicked(_) => ExitCode::from(super::EXIT_PANIC),
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 /// Runs the command.
@@ -74,13 +92,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("posthaste serve: {error}");
-            match error {
-                ServeError::Config(_)
-                | ServeError::Start(StartError::Store(StoreError::Url(_)) | StartError::Network(_)) => {
-                    ExitCode::from(super::EXIT_USAGE)
-                }
-                _ => ExitCode::FAILURE,
-            }
+            error.exit_code()
         }
     }
 }
@@ -175,17 +187,30 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     };
     let dispatcher = Dispatcher::start(config, prepared?)?;
     state.set(Ok(dispatcher.clone()));
-    let name = signals.next().await;
+    dispatch(dispatcher, &state, &mut signals).await?;
+    http.stop(false).await;
+    Ok(())
+}
+
+/// Lets the dispatcher work until a signal comes, and stops it.
+async fn dispatch(dispatcher: Dispatcher, state: &State, signals: &mut Signals) -> Result<(), ServeError> {
+    let name = tokio::select! {
+        name = signals.next() => name,
+        actor = dispatcher.panicked() => return Err(ServeError::Panicked(actor)),
+    };
     log::info!("{name}: finishing what is in flight; a second signal ends at once");
     state.set(Err("stopping".into()));
+    let stop = dispatcher.clone().stop();
     tokio::select! {
-        () = dispatcher.stop() => log::info!("stopped: everything is recorded"),
+        // A panic ends the stopping as well, and must not pass for success.
+        biased;
+        actor = dispatcher.panicked() => return Err(ServeError::Panicked(actor)),
+        () = stop => log::info!("stopped: everything is recorded"),
         name = signals.next() => {
             log::warn!("{name} again: ending at once; what was in flight will be sent again");
             std::process::exit(1);
         }
     }
-    http.stop(false).await;
     Ok(())
 }
 
@@ -243,6 +268,47 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::actors::{db, supervisor};
+
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        dispatch: DispatchArgs,
+    }
+
+    #[actix_rt::test]
+    async fn a_panic_of_what_everything_depends_on_ends_the_process() {
+        // Nobody answers there: panics do not wait for a database.
+        let url = Secret::new("postgres://nobody@127.0.0.1:1/nothing");
+        let options = store::options(&url).expect("a URL");
+        let mut signals = Signals::new().expect("signals");
+        for of_the_supervisor in [true, false] {
+            let config = Options::parse_from(["test"]).dispatch.validate(url.clone()).expect("valid");
+            let dispatcher = Dispatcher::start(config, options.clone()).expect("a dispatcher");
+            let state = State::starting("");
+            state.set(Ok(dispatcher.clone()));
+            let expected = match of_the_supervisor {
+                true => {
+                    dispatcher.supervisor.do_send(supervisor::LetPanic(None));
+                    "the supervisor"
+                }
+                false => {
+                    dispatcher.db.do_send(db::Panic);
+                    "the database actor"
+                }
+            };
+            let error = dispatch(dispatcher, &state, &mut signals).await.expect_err("not the end");
+            assert!(matches!(&error, ServeError::Panicked(actor) if *actor == expected), "{error}");
+            assert_eq!(error.exit_code(), ExitCode::from(crate::cli::EXIT_PANIC));
         }
     }
 }

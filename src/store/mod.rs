@@ -19,7 +19,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 use crate::model::Secret;
 
@@ -32,8 +32,10 @@ pub type Pool = PgPool;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest wait for a connection.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Longest wait for a connection from a pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for the reason why there is none.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What went wrong with the database, by what the caller does about it.
 #[derive(Debug, thiserror::Error)]
@@ -142,13 +144,13 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
 
 /// A pool of at most `most` connections; it opens none yet.
 pub fn pool(options: ConnectOptions, most: u32) -> Pool {
-    PgPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT).connect_lazy_with(options)
+    PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options)
 }
 
 /// Opens one connection.
 ///
 /// # Errors
-/// [`StoreError::Timeout`] after [`CONNECT_TIMEOUT`], else whatever the database says.
+/// [`StoreError::Timeout`] after [`STATEMENT_TIMEOUT`], else whatever the database says.
 pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     in_time(<PgConnection as sqlx::Connection>::connect_with(options)).await
 }
@@ -157,9 +159,23 @@ pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreEr
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn ping(db: impl PgExecutor<'_>) -> Result<(), StoreError> {
-    in_time(sqlx::query("SELECT 1").execute(db)).await?;
-    Ok(())
+pub async fn ping(pool: &Pool) -> Result<(), StoreError> {
+    match in_time(sqlx::query("SELECT 1").execute(pool)).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(cause(pool, error).await),
+    }
+}
+
+/// What is behind an error of `pool`: it tries to connect until its time is up, and says no more than that.
+/// One try without it says why.
+pub async fn cause(pool: &Pool, error: StoreError) -> StoreError {
+    if !matches!(error, StoreError::Timeout | StoreError::Database(sqlx::Error::PoolTimedOut)) {
+        return error;
+    }
+    match tokio::time::timeout(CAUSE_TIMEOUT, connect(&pool.connect_options())).await {
+        Ok(Err(cause)) => cause,
+        _ => error,
+    }
 }
 
 /// Runs `statement` for at most [`STATEMENT_TIMEOUT`].

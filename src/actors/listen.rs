@@ -1,0 +1,44 @@
+//! Listening for notifications, and telling the [`Supervisor`] what they hint at.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use super::supervisor::Supervisor;
+use crate::store::listener::{Hint, Listener, Where};
+use crate::store::{self, Pool};
+
+/// Pause before listening is tried again.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
+
+/// To the supervisor: look again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Hinted(pub(super) Hint);
+
+/// To the supervisor: whether it can be listened.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Listening(pub(super) Result<(), String>);
+
+/// Listens for as long as the supervisor lives. After every connect it has everything looked at once: what
+/// was notified meanwhile is lost.
+pub(super) async fn listen(pool: Pool, supervisor: Addr<Supervisor>) {
+    while supervisor.connected() {
+        let failed = match Listener::connect(&pool).await {
+            Ok(mut listener) => {
+                supervisor.do_send(Listening(Ok(())));
+                supervisor.do_send(Hinted(Hint::Wake(Where::Everywhere)));
+                loop {
+                    match listener.next().await {
+                        Ok(hint) => supervisor.do_send(Hinted(hint)),
+                        Err(error) => break error,
+                    }
+                }
+            }
+            Err(error) => store::cause(&pool, error).await,
+        };
+        supervisor.do_send(Listening(Err(failed.to_string())));
+        tokio::time::sleep(LISTEN_RETRY).await;
+    }
+}
