@@ -15,6 +15,7 @@ use super::Lifeline;
 use super::claims::{Claims, Group};
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
+use super::outage::Outage;
 use crate::clock;
 use crate::config::Config;
 use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
@@ -152,8 +153,8 @@ pub struct DbActor {
     gathering: bool,
     flushes: Vec<oneshot::Sender<()>>,
     stats: DbSnapshot,
-    claim_trouble: Option<String>,
-    record_trouble: Option<String>,
+    claim_outage: Outage,
+    record_outage: Outage,
     _lifeline: Lifeline,
 }
 
@@ -176,8 +177,8 @@ impl DbActor {
             gathering: false,
             flushes: Vec::new(),
             stats: DbSnapshot::default(),
-            claim_trouble: None,
-            record_trouble: None,
+            claim_outage: Outage::default(),
+            record_outage: Outage::default(),
             _lifeline: lifeline,
         }
     }
@@ -186,7 +187,7 @@ impl DbActor {
     fn claim(&mut self, ctx: &mut Context<Self>) {
         // What cannot be recorded would be sent again and again.
         let waiting = self.work.outcomes.len() + self.work.locked.len();
-        let unwritten = self.record_trouble.is_some() || waiting > MAX_RESULTS_WAITING;
+        let unwritten = self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING;
         if self.claim_lane.is_none() || unwritten {
             return;
         }
@@ -216,7 +217,7 @@ impl DbActor {
     }
 
     fn grant(&mut self, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
-        if self.claim_trouble.take().is_some() {
+        if self.claim_outage.ends() {
             log::info!("deliveries are claimed again");
         }
         self.stats.claim_statements += 1;
@@ -287,10 +288,9 @@ impl DbActor {
                 return claim.reply.do_send(Granted::nothing());
             }
         }
-        if self.claim_trouble.is_none() {
+        if self.claim_outage.is_news(error, clock::now()) {
             log::error!("claiming deliveries failed, trying again until it works: {error}");
         }
-        self.claim_trouble = Some(error.to_string());
         claims.into_iter().for_each(|claim| self.enqueue(claim));
     }
 
@@ -340,7 +340,7 @@ impl DbActor {
         self.stats.recorded += written as u64;
         match done {
             Ok(()) => {
-                if self.record_trouble.take().is_some() {
+                if self.record_outage.ends() {
                     log::info!("results are written again");
                 }
                 self.last_recorded = written;
@@ -350,17 +350,16 @@ impl DbActor {
                 let delivery = left.outcomes[0].delivery;
                 log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
                 left.outcomes.clear();
-                self.record_trouble = None;
+                self.record_outage.ends();
             }
             Err(error) => {
                 if error.is_about_data() {
                     // One by one: a single bad row must not hold up the others.
                     self.careful = left.outcomes.len();
                 }
-                if self.record_trouble.is_none() {
+                if self.record_outage.is_news(&error, clock::now()) {
                     log::error!("writing results failed, trying again until it works: {error}");
                 }
-                self.record_trouble = Some(error.to_string());
             }
         }
         self.work.put_back(left);
@@ -482,7 +481,8 @@ impl Handler<Snapshot> for DbActor {
             claims_waiting: self.claims.len(),
             results_waiting: self.work.outcomes.len(),
             bytes_held: self.bytes.held(),
-            trouble: self.claim_trouble.clone().or_else(|| self.record_trouble.clone()),
+            // In this order: nothing is claimed while results cannot be written.
+            trouble: self.record_outage.cause().or(self.claim_outage.cause()).map(str::to_owned),
             ..self.stats.clone()
         }
     }

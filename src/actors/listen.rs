@@ -16,7 +16,7 @@ const LISTEN_RETRY: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub(super) struct Hinted(pub(super) Hint);
 
-/// To the supervisor: whether it can be listened.
+/// To the supervisor: whether notifications arrive, or why not.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Listening(pub(super) Result<(), String>);

@@ -27,6 +27,7 @@ mod lanes;
 pub mod limit;
 mod listen;
 mod locked;
+mod outage;
 pub mod supervisor;
 #[cfg(test)]
 mod tests;
@@ -185,8 +186,8 @@ impl Dispatcher {
         readiness
     }
 
-    /// Waits until the supervisor or the database actor has panicked; says which. Nothing goes on then, and the
-    /// process should end: all that counts is in the database, and the next process goes on from there.
+    /// Waits until the supervisor or the database actor has panicked; says which. Nothing goes on then, and
+    /// the process should end: all that counts is in the database, and the next process goes on from there.
     pub async fn panicked(&self) -> &'static str {
         let mut ended = self.ended.clone();
         ended.wait_for(|name| !name.is_empty()).await.map_or("an actor", |name| *name)

@@ -16,6 +16,7 @@ use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
+use super::outage::Outage;
 use super::{Lifeline, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
@@ -103,6 +104,7 @@ pub struct Supervisor {
     poll_again: bool,
     /// A poll failed, and the next one is planned.
     retrying: bool,
+    outage: Outage,
     stats: SupervisorSnapshot,
     stopping: Option<oneshot::Sender<()>>,
     is_stopping: bool,
@@ -130,6 +132,7 @@ impl Supervisor {
             polling: false,
             poll_again: false,
             retrying: false,
+            outage: Outage::default(),
             stats: SupervisorSnapshot::default(),
             stopping: None,
             is_stopping: false,
@@ -167,7 +170,7 @@ impl Supervisor {
     }
 
     fn polled(&mut self, seen: &[Seen], ctx: &mut Context<Self>) {
-        if self.stats.trouble.take().is_some() {
+        if self.outage.ends() {
             log::info!("the database answers again");
         }
         let enabled: HashMap<_, _> = seen.iter().map(|seen| (seen.destination, seen)).collect();
@@ -199,10 +202,9 @@ impl Supervisor {
     }
 
     fn trouble(&mut self, error: &StoreError, ctx: &mut Context<Self>) {
-        if self.stats.trouble.is_none() {
+        if self.outage.is_news(error, clock::now()) {
             log::error!("looking at the destinations failed, trying again until it works: {error}");
         }
-        self.stats.trouble = Some(error.to_string());
         if !std::mem::replace(&mut self.retrying, true) {
             ctx.run_later(POLL_RETRY, |this, ctx| {
                 this.retrying = false;
@@ -464,7 +466,8 @@ impl Handler<Snapshot> for Supervisor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> SupervisorSnapshot {
         let (destinations, locked) = (self.children.len(), self.locked.len());
-        SupervisorSnapshot { destinations, locked, ..self.stats.clone() }
+        let trouble = self.outage.cause().map(str::to_owned);
+        SupervisorSnapshot { destinations, locked, trouble, ..self.stats.clone() }
     }
 }
 

@@ -67,7 +67,7 @@ impl Listener {
                         _ => Hint::Wake(place),
                     });
                 }
-                Ok(Ok(None)) => return Err(StoreError::Timeout),
+                Ok(Ok(None)) => return Err(StoreError::Closed),
                 Ok(Err(error)) => return Err(error.into()),
                 // A link that is dead in one direction only would be waited for for ever.
                 Err(_) => {

@@ -46,6 +46,9 @@ pub enum StoreError {
     /// The database did not answer in time: drop the connection and try again.
     #[error("the database did not answer within {} s", STATEMENT_TIMEOUT.as_secs())]
     Timeout,
+    /// The connection has ended without a word: connect again.
+    #[error("the database closed the connection")]
+    Closed,
     /// The database, or the way to it, refused: drop the connection and try again.
     #[error("{0}")]
     Database(#[from] sqlx::Error),
@@ -110,8 +113,8 @@ pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
     Ok(options
         .application_name("posthaste")
         .extra_float_digits(None)
-        // Below STATEMENT_TIMEOUT, so that it is PostgreSQL that says what is wrong, and a connection that had
-        // to wait can be used again.
+        // The lock timeout is below STATEMENT_TIMEOUT: PostgreSQL says what is wrong, and a connection that
+        // had to wait can be used again.
         .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
         .log_statements(log::LevelFilter::Trace)
         .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))

@@ -150,6 +150,16 @@ impl Server {
         drop(server);
     }
 
+    /// Stops the server in order, as `pg_ctl stop -m fast` does: whoever is connected is thrown out.
+    pub fn stop(&mut self) {
+        self.running.take().unwrap().stop().unwrap();
+    }
+
+    /// Where its data are.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
     /// Starts the server again.
     pub fn restart(&mut self) {
         self.running = Some(Embedded::start(&self.dir, Durability::Durable).unwrap());

@@ -69,6 +69,35 @@ async fn locked_deliveries_hold_up_only_their_own_results() {
 }
 
 #[tokio::test]
+async fn an_ordered_queue_waits_for_a_result_that_cannot_be_written() {
+    let db = Db::new().await;
+    let (release, released) = watch::channel(false);
+    let (ordered, other) = (Receiver::with(Reply::Held(200, released)), Receiver::start());
+    let org = db.org().await;
+    db.destination(org, ordered.url("/")).setting("ordered", true).timeout_ms(30_000).insert().await;
+    let mut posthaste = Posthaste::serve(&db.url).await;
+    let mut events = db.events(org, 1).await;
+    eventually("the first is in flight", async || ordered.in_flight() == 1).await;
+    let mut transaction = db.pool.begin().await.unwrap();
+    execute(&mut transaction, "SELECT FROM webhook_deliveries FOR UPDATE").await;
+    release.send_replace(true);
+    events.extend(db.events(org, 50).await);
+    let other_org = db.org().await;
+    db.destination(other_org, other.url("/")).insert().await;
+    db.events(other_org, 100).await;
+    eventually("the others go on", async || db.deliveries("status = 'delivered'").await == 100).await;
+    eventually("the log says it", async || times(&posthaste, "somebody has locked rows") == 1).await;
+    assert_eq!(ordered.count(), 1, "nothing overtakes the first");
+    transaction.rollback().await.unwrap();
+    db.settled().await;
+
+    let sent: Vec<_> = ordered.received().iter().flat_map(|request| request.event_ids()).collect();
+    assert_eq!(sent, events, "in order, each once");
+    assert!(posthaste.terminate().await.success());
+    check_invariants(&db, &[&ordered, &other]).await;
+}
+
+#[tokio::test]
 async fn locked_destinations_delay_only_what_is_written_about_them() {
     let db = Db::new().await;
     let (gone, broken) = (Receiver::with(Reply::Status(410)), Receiver::with(Reply::Status(500)));
@@ -113,12 +142,13 @@ async fn locked_destinations_delay_only_what_is_written_about_them() {
 async fn the_tables_locked_by_somebody_s_migration() {
     let mut scene = Scene::start().await;
     for table in ["webhook_deliveries", "webhook_destinations"] {
+        let release = scene.hold(200).await;
         let mut transaction = scene.db.pool.begin().await.unwrap();
         execute(&mut transaction, &format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).await;
+        release.send_replace(true);
         scene.suffers(&["lock timeout"]).await;
         transaction.rollback().await.unwrap();
         scene.recovers(&format!("{table} locked")).await;
-        scene.produce(200).await;
     }
     scene.ends(1).await;
 }
@@ -126,7 +156,7 @@ async fn the_tables_locked_by_somebody_s_migration() {
 #[tokio::test]
 async fn a_deadlock_with_somebody_s_transaction() {
     let db = Db::new().await;
-    // The dispatcher looks for deadlocks soon, the test late: the dispatcher's statement is the one that ends.
+    // The dispatcher looks for deadlocks soon, the test late: it is the dispatcher's statement that ends.
     let name = db.text("SELECT current_database()").await.unwrap();
     db.execute(&format!("ALTER DATABASE {name} SET deadlock_timeout = '500 ms'")).await;
     let receiver = Receiver::start();

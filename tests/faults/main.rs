@@ -8,4 +8,6 @@ mod common;
 
 mod locks;
 mod proxy;
+mod refusals;
 mod scene;
+mod sessions;

@@ -3,16 +3,18 @@
 use std::time::{Duration, Instant};
 
 use posthaste::model::Secret;
-use sqlx::Row;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually};
 
-/// How long a fault lasts at least: several times as long as what tries again waits.
-const OUTAGE: Duration = Duration::from_secs(2);
-/// Lines of log above `info` that one outage may cost: claiming, recording, looking at the destinations and
-/// listening may each say once what is wrong.
-const LINES: usize = 4;
+/// How long a fault lasts at least: long enough for several tries, also of such as wait for a lock.
+const OUTAGE: Duration = Duration::from_secs(3);
+/// Requests that a destination may have in flight.
+const IN_FLIGHT: usize = 32;
+/// Lines of log above `info` that one outage may cost at most: claiming, recording, looking at destinations
+/// and listening may each say once what is wrong, and what comes of it.
+const LINES: usize = 12;
 
 /// See the module.
 pub struct Scene {
@@ -41,7 +43,7 @@ impl Scene {
     pub async fn with(db: Db, url: &Secret, environment: &[(&str, &str)]) -> Scene {
         let receiver = Receiver::with(Reply::Slow(Duration::from_millis(10)));
         let org = db.org().await;
-        db.destination(org, receiver.url("/")).retry(3, 100).insert().await;
+        db.destination(org, receiver.url("/")).retry(3, 100).timeout_ms(30_000).insert().await;
         let posthaste = Posthaste::serve_with(url, environment).await;
         let mut scene = Scene { db, org, receiver, posthaste, events: Vec::new(), outages: 0 };
         scene.produce(500).await;
@@ -54,22 +56,14 @@ impl Scene {
         self.events.extend(self.db.events(self.org, count).await);
     }
 
-    /// Inserts events one by one, for as long as `outage` takes, or the database refuses them.
-    pub async fn produce_during(&mut self, outage: impl Future<Output = ()>) {
-        let sql = "INSERT INTO activity_logs (org_id, event_type, event_category)
-                   VALUES ($1, 'test.event', 'test') RETURNING id";
-        let pool = self.db.pool.clone();
-        let produce = async {
-            while let Ok(row) = sqlx::query(sql).bind(self.org).fetch_one(&pool).await {
-                self.events.push(row.get(0));
-                tokio::task::yield_now().await;
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = produce => {}
-            () = outage => {}
-        }
+    /// Queues `count` more events, of which the receiver holds those in flight, and the others wait for them,
+    /// until what is returned is set.
+    pub async fn hold(&mut self, count: usize) -> watch::Sender<bool> {
+        let (release, released) = watch::channel(false);
+        self.receiver.reply(Reply::Held(200, released));
+        self.produce(count).await;
+        eventually("some are in flight", async || self.receiver.in_flight() >= IN_FLIGHT).await;
+        release
     }
 
     /// Waits until deliveries go on.
@@ -78,32 +72,44 @@ impl Scene {
         eventually("the stream flows", async || self.receiver.accepted().len() > before).await;
     }
 
+    /// Ends the sessions of the program.
+    pub async fn end_sessions(&self) {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'posthaste'";
+        assert!(self.db.number(end).await > 0, "there was nothing to end");
+    }
+
     pub async fn status(&self, path: &str) -> Option<u16> {
         self.posthaste.get(path).await.map(|(status, _)| status)
     }
 
-    /// Waits until the process says that it is not ready and why, in one of these words, until its log says so
-    /// too, and until the fault has lasted for a while.
-    pub async fn suffers(&mut self, causes: &[&str]) {
+    /// A fault begins that may be over before anybody can see it.
+    pub fn strikes(&mut self) {
         self.outages += 1;
+    }
+
+    /// Waits until the process says that it is not ready and why, in one of these words, until its log says
+    /// so too, and until the fault has lasted for a while.
+    pub async fn suffers(&mut self, causes: &[&str]) {
+        self.strikes();
         let start = Instant::now();
         let names_it = |text: &str| causes.iter().any(|cause| text.contains(cause));
-        let mut said = None;
-        eventually(&format!("the process says that it is not ready: {causes:?}"), async || {
-            said = self.posthaste.get("/readyz").await;
-            said.as_ref().is_some_and(|(status, body)| *status == 503 && names_it(body))
+        eventually("the process says that it is not ready, and why", async || {
+            let said = self.posthaste.get("/readyz").await;
+            said.is_some_and(|(status, body)| status == 503 && names_it(&body))
         })
         .await;
         let is_told = async || self.loud_lines().iter().any(|line| names_it(line));
-        eventually(&format!("the log says what is wrong: {said:?}"), is_told).await;
+        eventually("the log says what is wrong", is_told).await;
         assert_eq!(self.status("/healthz").await, Some(200), "but it lives");
         eventually("the fault has lasted for a while", async || start.elapsed() >= OUTAGE).await;
     }
 
-    /// The lines of the log that are meant to be seen.
-    pub fn loud_lines(&self) -> Vec<String> {
-        let is_loud = |line: &&str| line.contains(" ERROR ") || line.contains(" WARN ");
-        self.posthaste.log().lines().filter(is_loud).map(str::to_owned).collect()
+    /// The lines of the log that are meant to be seen, without their times.
+    fn loud_lines(&self) -> Vec<String> {
+        let after_time = |line: &str| Some(line.split_once(' ')?.1.to_owned());
+        let is_loud = |line: &String| line.starts_with("ERROR ") || line.starts_with("WARN ");
+        self.posthaste.log().lines().filter_map(after_time).filter(is_loud).collect()
     }
 
     /// Call it right after the cure of `what`: waits until the process is ready and delivers.
@@ -117,8 +123,8 @@ impl Scene {
         eprintln!("{what}: ready after {ready:.1?}, delivering after {:.1?}", start.elapsed());
     }
 
-    /// What holds after every bad day. Each event came, at most as often as `times`.
-    pub async fn ends(mut self, times: usize) {
+    /// What holds after every bad day. Each event came, at most as often as `times`. The database is left.
+    pub async fn ends(mut self, times: usize) -> Db {
         let Scene { db, receiver, events, .. } = &self;
         eventually("every event is accepted", async || {
             let accepted = receiver.accepted();
@@ -131,9 +137,12 @@ impl Scene {
         let most = receiver.accepted().into_values().max();
         assert!(most <= Some(times), "an event came {most:?} times");
         let loud = self.loud_lines();
+        let times = |line| loud.iter().filter(|other| *other == line).count();
+        assert!(loud.iter().all(|line| times(line) <= self.outages), "it repeats itself: {loud:#?}");
         assert!(loud.len() <= LINES * self.outages, "too many lines: {loud:#?}");
         assert!(!self.posthaste.log().contains("panicked"));
         assert!(self.posthaste.terminate().await.success());
         check_invariants(&self.db, &[&self.receiver]).await;
+        self.db
     }
 }
