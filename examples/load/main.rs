@@ -31,39 +31,40 @@
 //!   the moment at which the database has no undelivered row left, looked at every 10 ms once all have
 //!   arrived. CPU counts from the start of the process. With `floor` in the same run, the ratio to it is
 //!   printed.
-//! - **steady**: 4 connections insert 10 events per transaction, for 10 organizations with 1 or 10 destinations
-//!   each. A rate is tried for 7 s. It holds if, after 2 s, the deliveries that were committed but have not
-//!   arrived grew by no more than 2 % of those committed meanwhile (and the transactions under way), and the
-//!   producers kept to the rate. Rates are doubled until one does not hold, then the interval is halved (by
-//!   ratio) until it is known to 6 %. Everything arrives before the next rate is tried.
-//! - **latency**: 8 connections insert events in fixed steps of time whether the last transaction has finished
-//!   or not, for 10 destinations: single ones at 20 and 500 events/s, 4 per transaction at 2,000 (`latency.rs`
-//!   says why). The time is from the acknowledgement of the COMMIT in the producer to the arrival of the whole
-//!   request in the receiver, by the machine's clock; what arrives before its acknowledgement counts as 0, and
-//!   its share is printed. The first 2 s do not count. Here a delivery's CPU includes its INSERT.
+//! - **steady**: 4 connections insert 10 events per transaction, for 10 organizations with 1 or 10
+//!   destinations each. A rate is tried for 7 s. It holds if, after 2 s, the deliveries that were committed
+//!   but have not arrived grew by no more than 2 % of those committed meanwhile (and the transactions under
+//!   way), and the producers kept to the rate. Rates are doubled until one does not hold, then the interval
+//!   is halved (by ratio) until it is known to 6 %. Everything arrives before the next rate is tried.
+//! - **latency**: 8 connections insert events in fixed steps of time whether the last transaction has
+//!   finished or not, for 10 destinations: single ones at 20 and 500 events/s, 4 per transaction at 2,000
+//!   (`latency.rs` says why). The time is from the acknowledgement of the COMMIT in the producer to the
+//!   arrival of the whole request in the receiver, by the machine's clock; what arrives before its
+//!   acknowledgement counts as 0, and its share is printed. The first 2 s do not count. Here a delivery's CPU
+//!   includes its INSERT.
 //! - **isolation**: 99 healthy destinations, without and then with one that accepts and never answers, drips,
 //!   resets, or answers 500; the bad one has a receiver process of its own, and as many events as any other.
-//!   First the healthy ones' p99 at 500 events/s, measured as in `latency`, then the speed of their backlog of
-//!   500 deliveries each, from their first arrival to their last.
+//!   First the healthy ones' p99 at 500 events/s, measured as in `latency`, then the speed of their backlog
+//!   of 500 deliveries each, from their first arrival to their last.
 //! - **tenants**: the latency of 50 events/s to the only destination of one organization, alone and beside
 //!   another organization's backlog of 400,000 deliveries for 500 destinations.
-//! - **backlog**: the program's own claim of 1,000 rows for 10 destinations with 100 thousand, 1 and 10 million
-//!   due rows, and with 100 thousand due beside 10 million delivered ones. Filled once, growing (`bulk.rs`),
-//!   10 deliveries to an event; a run is the median of 5 claims of what is due first, and of 20 that go on
-//!   where the last one ended. Time as the caller sees it, the commit included.
+//! - **backlog**: the program's own claim of 1,000 rows for 10 destinations with 100 thousand, 1 and 10
+//!   million due rows, and with 100 thousand due beside 10 million delivered ones. Filled once, growing
+//!   (`bulk.rs`), 10 deliveries to an event; a run is the median of 5 claims of what is due first, and of 20
+//!   that go on where the last one ended. Time as the caller sees it, the commit included.
 //! - **bloat**: 1,000,000 deliveries for 100 destinations of 10 organizations, queued and drained as in
 //!   `drain` while a session keeps a REPEATABLE READ transaction open; the rate at which the last tenth
 //!   arrives against that of the first.
 //! - **fleet**: 100, 1,000 and 10,000 enabled destinations with nothing to do: the time from the start of the
 //!   process to `/readyz` saying yes, memory and CPU over 20 s, 2 s after that; then one event for each,
 //!   timed from the first INSERT to the last arrival.
-//! - **soak**: 500 events/s for as many minutes as `--minutes` says to 40 healthy destinations and 12 that are
-//!   slow, flaky, hanging, dripping, resetting and failing; memory, descriptors and connections after a
+//! - **soak**: 500 events/s for as many minutes as `--minutes` says to 40 healthy destinations and 12 that
+//!   are slow, flaky, hanging, dripping, resetting and failing; memory, descriptors and connections after a
 //!   twentieth of the time, half of it, and all of it. It fails unless the healthy ones get everything.
 //!
-//! Where producers insert, the tables hold 100,000 delivered rows of another organization: on tables that were
-//! empty when they were analyzed PostgreSQL checks foreign keys by scanning them, and keeps to that plan while
-//! they grow.
+//! Where producers insert, the tables hold 100,000 delivered rows of another organization: on tables that
+//! were empty when they were analyzed PostgreSQL checks foreign keys by scanning them, and keeps to that plan
+//! while they grow.
 
 mod backlog;
 mod bloat;
