@@ -1,7 +1,5 @@
 //! The headers that differ from request to request.
 
-use std::fmt::Write as _;
-
 use actix_http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
@@ -16,6 +14,7 @@ const EVENT_TYPE: HeaderName = HeaderName::from_static("posthaste-event-type");
 const DELIVERY_ID: HeaderName = HeaderName::from_static("posthaste-delivery-id");
 const ATTEMPT: HeaderName = HeaderName::from_static("posthaste-attempt");
 const BATCH_SIZE: HeaderName = HeaderName::from_static("posthaste-batch-size");
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What a header cannot carry as it is, and `%` itself, so that decoding is possible.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -32,18 +31,23 @@ pub(super) fn of_request(
         headers.insert(AUTHORIZATION, token.header.clone());
     }
     let timestamp = request.started_at.unix_seconds();
-    let id = match request.deliveries {
+    let (id, trace) = match request.deliveries {
         [delivery] if !request.batch => {
             headers.insert(EVENT_TYPE, encoded(&delivery.event.event_type));
             headers.insert(DELIVERY_ID, ascii(delivery.id.to_string()));
             headers.insert(ATTEMPT, HeaderValue::from(request.attempt_number));
-            delivery.event.id.to_string()
+            (delivery.event.id.to_string(), delivery.id.0.as_u128())
         }
         deliveries => {
             headers.insert(BATCH_SIZE, HeaderValue::from(deliveries.len()));
-            batch_id(deliveries)
+            let digest = digest(deliveries);
+            (format!("batch_{digest:032x}"), digest)
         }
     };
+    // All zeros are no trace, says the standard.
+    if !target.has_own_trace && trace != 0 {
+        headers.insert(TRACEPARENT, traceparent(trace, fastrand::u64(1..)));
+    }
     if let Some(name) = &target.signature_header
         && let Some((_, value)) = target.signer.sign(&id, timestamp, request.started_at, body)
     {
@@ -54,18 +58,20 @@ pub(super) fn of_request(
     headers
 }
 
-/// `batch_` and the first 32 hex digits of SHA-256 over the raw bytes of each delivery's id, in order.
-fn batch_id(deliveries: &[Delivery]) -> String {
+/// The first 16 bytes of SHA-256 over the raw bytes of each delivery's id, in order: the id of a batch.
+fn digest(deliveries: &[Delivery]) -> u128 {
     let mut hash = Sha256::new();
     for delivery in deliveries {
         hash.update(delivery.id.0.as_bytes());
     }
-    let mut id = String::with_capacity(6 + 32);
-    id.push_str("batch_");
-    for byte in &hash.finalize()[..16] {
-        write!(id, "{byte:02x}").expect("a String takes whatever is written");
-    }
-    id
+    let first = hash.finalize();
+    u128::from_be_bytes(first[..16].try_into().expect("SHA-256 has 32 bytes"))
+}
+
+/// W3C Trace Context, version 00: all attempts of a delivery are one trace, each of them a span of its own.
+/// Flagged as sampled: receivers that follow their parent keep what they note about a delivery.
+fn traceparent(trace: u128, span: u64) -> HeaderValue {
+    ascii(format!("00-{trace:032x}-{span:016x}-01"))
 }
 
 /// Any text as a value that decodes to it.

@@ -11,6 +11,7 @@ use url::Host;
 
 use super::auth::{self, Auth};
 use super::grant::Grant;
+use super::headers::TRACEPARENT;
 use super::network::Network;
 use crate::format::{Format, FormatFault};
 use crate::model::{DbTime, Destination};
@@ -51,6 +52,8 @@ pub struct Target {
     pub(super) endpoint: Endpoint,
     /// Headers that are the same for every request, `host` included.
     pub(super) headers: HeaderMap,
+    /// Whether `headers` say which trace requests belong to.
+    pub(super) has_own_trace: bool,
     /// What tokens are asked for with, where requests carry one.
     pub(super) grant: Option<Box<Grant>>,
     pub(super) signer: Signer,
@@ -134,7 +137,8 @@ impl Target {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         let timeout = destination.timeout;
-        Ok(Target { endpoint, headers, grant, signer, signature_header, format, timeout })
+        let has_own_trace = headers.contains_key(TRACEPARENT);
+        Ok(Target { endpoint, headers, has_own_trace, grant, signer, signature_header, format, timeout })
     }
 
     /// The format of the bodies, which knows how large an event becomes.

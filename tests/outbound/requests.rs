@@ -4,6 +4,7 @@ use posthaste::model::{Answer, DbTime, Secret};
 use posthaste::outbound::Request;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::receiver::{Received, Receiver};
@@ -39,7 +40,7 @@ async fn a_single_event_has_the_headers_and_the_body_of_the_contract() {
     let mut received = receiver.only();
     verify(SECRET, &received);
     assert_eq!(received.line, "POST /a/b?c=d%20e HTTP/1.1");
-    for optional in ["date", "webhook-signature"] {
+    for optional in ["date", "traceparent", "webhook-signature"] {
         received.headers.remove(optional);
     }
     let expected = [
@@ -89,6 +90,35 @@ async fn a_batch_is_an_array_with_an_id_made_of_its_deliveries() {
         let sent: Vec<_> = items.iter().map(|item| item["data"]["id"].as_str().unwrap().to_owned()).collect();
         assert_eq!(sent, deliveries.iter().map(|d| d.event.id.to_string()).collect::<Vec<_>>());
     }
+}
+
+#[actix_rt::test]
+async fn the_attempts_of_a_delivery_are_spans_of_one_trace_unless_the_destination_names_its_own() {
+    let receiver = Receiver::answering(OK).await;
+    let trace_of = async |destination: &posthaste::model::Destination, deliveries: &[_], batch| {
+        receiver.received.take();
+        let request = Request { deliveries, batch, attempt_number: 1, started_at: now() };
+        assert_eq!(sender(destination).attempt(request).await.answer, response(200, "ok"));
+        receiver.only().headers.remove("traceparent").unwrap()
+    };
+    let mut destination = destination(receiver.url());
+    let mut spans = HashSet::new();
+    for (count, batch) in [(1, false), (1, false), (3, true), (3, true)] {
+        let deliveries: Vec<_> = (0..count).map(delivery).collect();
+        let trace = trace_of(&destination, &deliveries, batch).await;
+        let ["00", trace, span, "01"] = trace.split('-').collect::<Vec<_>>()[..] else { panic!("{trace}") };
+        let expected = match batch {
+            true => receiver.only().headers["webhook-id"].trim_start_matches("batch_").to_owned(),
+            false => deliveries[0].id.0.simple().to_string(),
+        };
+        assert_eq!(trace, expected);
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        assert!(span.len() == 16 && span.bytes().all(is_hex) && span != "0".repeat(16), "{span}");
+        assert!(spans.insert(span.to_owned()), "each attempt has its own span");
+    }
+    let own = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    destination.settings.extra_headers = Secret::new(format!(r#"{{"Traceparent": "{own}"}}"#));
+    assert_eq!(trace_of(&destination, &[delivery(1)], false).await, own);
 }
 
 #[actix_rt::test]

@@ -118,7 +118,10 @@ async fn a_kept_alive_connection_that_died_is_replaced_at_once() {
     let answers = futures_util::future::join(attempt(&sender), attempt(&sender)).await;
     assert_eq!(answers, (response(204, ""), response(204, "")));
     assert_eq!(attempt(&sender).await, response(204, ""));
-    assert_eq!(receiver.connections(), [0, 1, 0, 2]);
+    // Which of two that run at once is first, and whose connection is used again, is nobody's business.
+    let connections = receiver.connections();
+    assert!([[0, 1], [1, 0]].contains(&[connections[0], connections[1]]), "{connections:?}");
+    assert!(connections[2] < 2 && connections[3..] == [2], "{connections:?}");
     let received = receiver.received.borrow();
     assert_eq!(received[2].1.body, received[3].1.body);
     assert_eq!(received[2].1.headers["webhook-id"], received[3].1.headers["webhook-id"]);
