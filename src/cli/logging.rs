@@ -1,9 +1,14 @@
 //! What a log line looks like: text for people, JSON lines for machines.
+//!
+//! Lines about something begin with its ids, `destination=… delivery=…`; in JSON these are members of their
+//! own.
 
 use std::io::Write;
 
 use env_logger::{Builder, Env};
 use log::LevelFilter;
+use serde_json::{Map, Value};
+use uuid::Uuid;
 
 /// These quote what they do not understand of the database URL, and of `~/.pgpass`: a password, should its
 /// name be misspelt. They are never heard, whatever `RUST_LOG` says.
@@ -22,17 +27,58 @@ pub fn start(format: &str) -> Result<(), String> {
         "text" => {}
         "json" => {
             builder.format(|line, record| {
-                let object = serde_json::json!({
-                    "timestamp": line.timestamp_micros().to_string(),
-                    "level": record.level().as_str(),
-                    "target": record.target(),
-                    "message": record.args().to_string(),
-                });
-                writeln!(line, "{object}")
+                let timestamp = line.timestamp_micros().to_string();
+                let mut object = members(&record.args().to_string());
+                object.insert("timestamp".into(), timestamp.into());
+                object.insert("level".into(), record.level().as_str().into());
+                object.insert("target".into(), record.target().into());
+                writeln!(line, "{}", Value::Object(object))
             });
+            // A panic is a line like any other.
+            std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
         }
         _ => return Err(format!("--log-format: {format:?} is neither text nor json")),
     }
     builder.init();
     Ok(())
+}
+
+/// A message with the ids that it begins with as members of their own.
+fn members(message: &str) -> Map<String, Value> {
+    let pairs = message.split(' ').map_while(|word| word.split_once('='));
+    let mut members: Map<String, Value> = pairs
+        .map_while(|(name, value)| {
+            let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase());
+            let value = match value.parse::<u32>() {
+                Ok(number) => number.into(),
+                Err(_) => value.parse::<Uuid>().ok()?.to_string().into(),
+            };
+            is_name.then(|| (name.to_owned(), value))
+        })
+        .collect();
+    members.insert("message".into(), message.into());
+    members
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_that_a_line_begins_with_are_members_and_nothing_else_is() {
+        const ID: &str = "6f2c1c1e-8a57-4f0e-9d0b-2f6f3a1f0c11";
+        for (message, expected) in [
+            (format!("destination={ID} attempt=3 Failed: delivery={ID}"), vec!["attempt", "destination"]),
+            (format!("destination={ID}"), vec!["destination"]),
+            (format!("destination={ID}: no id"), vec![]),
+            (format!("about destination={ID}"), vec![]),
+            ("url=http://x".into(), vec![]),
+            (format!("Level={ID}"), vec![]),
+            (String::new(), vec![]),
+        ] {
+            let mut members = members(&message);
+            assert_eq!(members.remove("message"), Some(message.clone().into()));
+            assert_eq!(members.keys().collect::<Vec<_>>(), expected, "{message}");
+        }
+    }
 }
