@@ -4,6 +4,8 @@
 //! Every option is a flag and an environment variable (also from a `.env` file). Values arrive as text, so
 //! that all faults can be reported at once and not one per run.
 
+mod operations;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,6 +17,7 @@ use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+pub use self::operations::{OperationArgs, Operations, Retention};
 use crate::model::Secret;
 use crate::policy::egress::Rules;
 use crate::policy::keyring::KeyRing;
@@ -153,6 +156,9 @@ pub struct DispatchArgs {
     /// Threads that send requests, 1 to 256 [default: the number of cores]
     #[arg(long, env = "POSTHASTE_WORKERS", value_name = "THREADS")]
     pub workers: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub operations: OperationArgs,
 }
 
 /// What a running dispatcher needs to know. All values are within their limits.
@@ -194,6 +200,8 @@ pub struct Config {
     pub operational_events: bool,
     /// Arbiters that run destinations.
     pub workers: usize,
+    /// Metrics and retention.
+    pub operations: Operations,
 }
 
 impl Config {
@@ -240,6 +248,11 @@ impl Reader {
             Ok(d)
         });
         self.check(option, value, parsed)
+    }
+
+    fn address(&mut self, option: &str, value: &str) -> Option<SocketAddr> {
+        let parsed = value.parse().map_err(|_| "is not an address such as 127.0.0.1:8460".to_string());
+        self.check(option, value, parsed.map(Some))
     }
 
     fn number(&mut self, option: &str, value: &str, least: u64, most: u64) -> u64 {
@@ -310,8 +323,7 @@ impl DispatchArgs {
     /// All faults at once.
     pub fn validate(&self, database_url: Secret) -> Result<Config, ConfigFaults> {
         let mut r = Reader { faults: Vec::new() };
-        let listen = self.listen.parse().map_err(|_| "is not an address such as 127.0.0.1:8460".to_string());
-        let listen = r.check("--listen", &self.listen, listen.map(Some));
+        let listen = r.address("--listen", &self.listen);
         let mut allow_networks = Vec::new();
         for text in self.allow_networks.split(',').map(str::trim).filter(|t| !t.is_empty()) {
             let parsed = text
@@ -370,6 +382,7 @@ impl DispatchArgs {
                 Some(text) => r.number("--workers", text, 1, 256) as usize,
                 None => cores,
             },
+            operations: self.operations.validate(&mut r),
         };
         if r.faults.is_empty() { Ok(config) } else { Err(ConfigFaults(r.faults)) }
     }

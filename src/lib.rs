@@ -32,6 +32,7 @@
 //! 6. What came back becomes a verdict, and the verdict a change of the row: delivered, to be tried again,
 //!    dead ([`policy::classify`], [`policy::retry`]).
 //! 7. Results of many destinations become one statement ([`store::deliveries`]). Only then has it happened.
+//! 8. When it is old, it is deleted; its event stays ([`actors::retention`], [`store::retention`]).
 //!
 //! # Where things are
 //!
@@ -45,8 +46,8 @@
 //! | [`format`](mod@format) | bodies |
 //! | [`store`] | the only SQL |
 //! | [`outbound`] | the only HTTP client |
-//! | [`actors`] | who does what when |
-//! | [`admin`] | the HTTP server |
+//! | [`actors`] | who does what when; what they count is in [`actors::tally`] |
+//! | [`admin`] | the HTTP server; [`admin::metrics`] is a page of it |
 //! | [`embedded`] | a private PostgreSQL |
 //!
 //! Imports point one way: model ← policy, format ← store, outbound ← actors ← admin ← cli. `tests/tidy.rs`

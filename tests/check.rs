@@ -77,7 +77,7 @@ async fn the_least_rights_are_enough_for_what_serve_does_and_no_more() {
     }
     for forbidden in [
         "UPDATE webhook_destinations SET url = 'http://y'",
-        "DELETE FROM webhook_deliveries",
+        "DELETE FROM activity_logs",
         "UPDATE activity_logs SET content = 'x'",
         "INSERT INTO posthaste_migrations VALUES (9, 'x')",
         "UPDATE webhook_deliveries SET log_id = id",

@@ -1,5 +1,5 @@
-//! The README must not promise options that do not exist, nor be silent about one that does; and every test
-//! that it names must exist.
+//! The README must not promise options or metrics that do not exist, nor be silent about those that do; and
+//! every test that it names must exist.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,11 +7,24 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
+use posthaste::admin::metrics::{FAMILIES, Family};
 
 #[test]
 fn the_table_of_options_is_that_of_the_program() {
     let (table, real) = (between_marks("options"), real_table());
     assert!(table == real, "between the marks in README.md should stand:\n{real}");
+}
+
+#[test]
+fn the_table_of_metrics_is_what_is_exported() {
+    let row = |family: &&Family| {
+        let labels: String =
+            family.labels.split(", ").filter(|l| !l.is_empty()).map(|l| format!(" `{l}`")).collect();
+        format!("| `{}` | {} |{labels} | {} |\n", family.name, family.kind, family.help)
+    };
+    let real = "| name | type | labels | what it is |\n| --- | --- | --- | --- |\n".to_owned()
+        + &FAMILIES.iter().map(row).collect::<String>();
+    assert!(between_marks("metrics") == real, "between the marks in README.md should stand:\n{real}");
 }
 
 #[test]

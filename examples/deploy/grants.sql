@@ -23,7 +23,12 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_destination_state TO :"
 GRANT SELECT, INSERT ON public.activity_logs TO :"role";
 
 -- Failed attempts, bounded per delivery.
-GRANT SELECT, INSERT, DELETE ON public.posthaste_attempts TO :"role";
+GRANT SELECT, INSERT ON public.posthaste_attempts TO :"role";
+
+-- Retention: only settled deliveries and attempts are deleted, never events. Without these rights nothing is, and
+-- `posthaste check` warns; they are not needed with all --retention options at 0.
+GRANT DELETE ON public.webhook_deliveries, public.posthaste_attempts TO :"role";
+GRANT SELECT, INSERT, UPDATE ON public.posthaste_retention TO :"role";
 
 -- Whether everything has been migrated.
 GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role";

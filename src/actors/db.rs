@@ -5,7 +5,7 @@
 //! destinations takes turns with one that has a single one. Results are kept until they are written, however
 //! long the database is away; their number is bounded by what was claimed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -16,6 +16,7 @@ use super::claims::{Claims, Group};
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
+use super::tally::{self, Histogram, RESULTS};
 use crate::clock;
 use crate::config::Config;
 use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
@@ -125,14 +126,16 @@ pub struct DbSnapshot {
     pub bytes_held: u64,
     /// What is wrong with the database, if anything is.
     pub trouble: Option<String>,
-    /// Statements that claimed, since the start.
-    pub claim_statements: u64,
+    /// How long statements that claimed took, since the start.
+    pub claims: Histogram,
     /// Deliveries claimed, since the start.
     pub claimed: u64,
-    /// Statements that recorded, since the start.
-    pub record_statements: u64,
+    /// How long statements that recorded took, since the start.
+    pub records: Histogram,
     /// Results written, since the start.
     pub recorded: u64,
+    /// Results decided since the start, by what becomes of the row: named by [`RESULTS`].
+    pub results: [u64; RESULTS.len()],
 }
 
 /// See the module.
@@ -220,9 +223,10 @@ impl DbActor {
         if self.claim_outage.ends() {
             log::info!("deliveries are claimed again");
         }
-        self.stats.claim_statements += 1;
         let received = clock::now();
-        self.claims.took(received.saturating_duration_since(sent));
+        let took = received.saturating_duration_since(sent);
+        self.stats.claims.note(took);
+        self.claims.took(took);
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
         for claim in claims {
@@ -257,6 +261,7 @@ impl DbActor {
     fn add_results(&mut self, outcomes: Vec<Outcome>) {
         self.results_received += outcomes.len() as u64;
         for mut outcome in outcomes {
+            self.stats.results[tally::result(outcome.change)] += 1;
             if self.work.outcomes.len() >= MAX_RESULTS_WAITING {
                 outcome.response_body = None;
             }
@@ -321,12 +326,16 @@ impl DbActor {
         let mut work = self.work.take(rows);
         let sent = work.outcomes.len();
         self.careful = self.careful.saturating_sub(sent);
+        let began = clock::now();
         let write = async move {
             let done = lane.write(&mut work).await;
             (lane, work, done)
         };
         ctx.spawn(write.into_actor(self).map(move |(lane, work, done), this, ctx| {
             this.record_lane = Some(lane);
+            if done.is_ok() {
+                this.stats.records.note(clock::now().saturating_duration_since(began));
+            }
             this.recorded(sent, work, done);
             this.record(ctx);
             this.claim(ctx);
@@ -344,7 +353,6 @@ impl DbActor {
                     log::info!("results are written again");
                 }
                 self.last_recorded = written;
-                self.stats.record_statements += 1;
             }
             Err(error) if error.is_about_data() && left.outcomes.len() == 1 => {
                 let delivery = left.outcomes[0].delivery;
@@ -486,9 +494,4 @@ impl Handler<Snapshot> for DbActor {
             ..self.stats.clone()
         }
     }
-}
-
-/// Work in the order in which it came, with a way to take some of it.
-pub(super) fn take_front<T>(queue: &mut VecDeque<T>, most: usize) -> Vec<T> {
-    queue.drain(..most.min(queue.len())).collect()
 }

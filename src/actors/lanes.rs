@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::db::take_front;
 use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
@@ -291,4 +290,9 @@ async fn record(connection: &mut Connection, avoiding: &mut bool, work: &mut Wor
     work.locked.extend(work.outcomes.drain(..).filter(|outcome| locked.contains(&outcome.delivery)));
     *avoiding = !work.locked.is_empty();
     Ok(())
+}
+
+/// Work in the order in which it came, with a way to take some of it.
+fn take_front<T>(queue: &mut VecDeque<T>, most: usize) -> Vec<T> {
+    queue.drain(..most.min(queue.len())).collect()
 }

@@ -12,6 +12,8 @@
 //!                                     a task per request
 //! ```
 //!
+//! Beside them the [`RetentionActor`] deletes what is old; it knows nobody.
+//!
 //! Destinations are spread over arbiters (threads); everything else runs on the main thread. Mailboxes are
 //! never full: a destination has at most one `Claim` and one `Wake` under way and a `Finished` per request in
 //! flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole process
@@ -28,7 +30,9 @@ pub mod limit;
 mod listen;
 mod locked;
 mod outage;
+pub mod retention;
 pub mod supervisor;
+pub mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -40,7 +44,9 @@ use tokio::sync::watch;
 
 use self::db::DbActor;
 use self::limit::Limit;
+use self::retention::{RetentionActor, RetentionSnapshot};
 use self::supervisor::Supervisor;
+use self::tally::Tallies;
 use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
 use crate::store::{self, ConnectOptions, Pool, StoreError};
@@ -59,6 +65,8 @@ pub struct Shared {
     pub network: Arc<Network>,
     /// Requests in flight.
     pub slots: Limit,
+    /// What destinations count.
+    pub tallies: Arc<Tallies>,
     /// What is wrong with this process or its machine, when it was told last.
     pub trouble: Trouble,
 }
@@ -115,6 +123,9 @@ pub struct Readiness {
     pub warnings: Vec<String>,
     /// Destinations running.
     pub destinations: usize,
+    /// Whether the database answers: otherwise that is among the problems.
+    #[serde(skip)]
+    pub database_up: bool,
 }
 
 /// A running dispatcher.
@@ -127,6 +138,12 @@ pub struct Dispatcher {
     pub db: Addr<DbActor>,
     /// The actor that has ended; empty while both live.
     ended: watch::Receiver<&'static str>,
+    /// Deletes what is old, unless everything is kept.
+    pub retention: Option<Addr<RetentionActor>>,
+    /// What all destinations share.
+    pub shared: Arc<Shared>,
+    /// How to connect to the database.
+    pub options: ConnectOptions,
 }
 
 impl Dispatcher {
@@ -143,18 +160,23 @@ impl Dispatcher {
         let (told, ended) = watch::channel("");
         let told = Arc::new(told);
         let lifeline = |name| Lifeline { name, ended: told.clone() };
-        let planned = store::planned(options);
+        let planned = store::planned(options.clone());
         let db = DbActor::new(config.clone(), planned, bytes, lifeline("the database actor")).start();
-        let shared = Arc::new(Shared { config, network, slots, trouble: Trouble::default() });
-        let supervisor = Supervisor::new(shared, db.clone(), pool.clone(), lifeline("the supervisor"));
-        Ok(Dispatcher { pool, supervisor: supervisor.start(), db, ended })
+        let ages = config.operations.retention;
+        let retention = (!ages.is_off()).then(|| RetentionActor::new(options.clone(), ages).start());
+        let tallies = Tallies::new(config.operations.metrics_max_destinations);
+        let shared = Arc::new(Shared { config, network, slots, tallies, trouble: Trouble::default() });
+        let lifeline = lifeline("the supervisor");
+        let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), lifeline).start();
+        Ok(Dispatcher { pool, supervisor, db, ended, retention, shared, options })
     }
 
     /// Asks the database and the actors how they are.
     pub async fn readiness(&self) -> Readiness {
         let mut readiness = Readiness::default();
-        if let Err(error) = store::ping(&self.pool).await {
-            readiness.problems.push(format!("database: {error}"));
+        match store::ping(&self.pool).await {
+            Ok(()) => readiness.database_up = true,
+            Err(error) => readiness.problems.push(format!("database: {error}")),
         }
         match self.supervisor.send(supervisor::Snapshot).await {
             Ok(state) => {
@@ -183,6 +205,8 @@ impl Dispatcher {
             }
             Err(error) => readiness.problems.push(format!("the database actor does not answer: {error}")),
         }
+        let slower = |why| format!("old rows are not deleted: {why}");
+        readiness.warnings.extend(self.retention().await.trouble.map(slower));
         readiness
     }
 
@@ -193,10 +217,29 @@ impl Dispatcher {
         ended.wait_for(|name| !name.is_empty()).await.map_or("an actor", |name| *name)
     }
 
+    /// The state of retention; as at the start, where everything is kept.
+    pub async fn retention(&self) -> RetentionSnapshot {
+        match &self.retention {
+            Some(retention) => retention.send(retention::Snapshot).await.unwrap_or_else(|error| {
+                let trouble = Some(format!("the retention actor does not answer: {error}"));
+                RetentionSnapshot { trouble, ..RetentionSnapshot::default() }
+            }),
+            None => RetentionSnapshot::default(),
+        }
+    }
+
     /// Stops in order; returns when everything is written and the destinations are gone.
     pub async fn stop(self) {
+        // At the same time as the rest: a batch under way ends by itself.
+        let pruning = self.retention.as_ref().map(|retention| retention.send(retention::Stop));
+        let pruned = actix_rt::spawn(async move {
+            if let Some(pruning) = pruning {
+                pruning.await.unwrap_or(());
+            }
+        });
         if let Err(error) = self.supervisor.send(supervisor::Shutdown).await {
             log::error!("the supervisor is gone already: {error}");
         }
+        pruned.await.unwrap_or(());
     }
 }

@@ -1,4 +1,7 @@
-//! The HTTP server: is the process alive (`/healthz`), can it do its work (`/readyz`).
+//! The HTTP server: is the process alive (`/healthz`), can it do its work (`/readyz`), what does it do
+//! (`/metrics`).
+
+pub mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +10,7 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::{App, HttpResponse, HttpServer, get, web};
 use serde::Serialize;
 
+use self::metrics::Measure;
 use crate::actors::{Dispatcher, Readiness};
 
 /// Seconds that open connections get when the server stops.
@@ -30,6 +34,17 @@ impl State {
     fn get(&self) -> Result<Dispatcher, String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// What a server answers: there may be one for health and metrics, and one for everything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Everything.
+    All,
+    /// Health and metrics.
+    Operations,
+    /// Everything but health and metrics.
+    Others,
 }
 
 /// The body of `/readyz`.
@@ -61,9 +76,19 @@ async fn readyz(state: web::Data<State>) -> HttpResponse {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub fn start(listen: SocketAddr, state: State) -> std::io::Result<(Vec<SocketAddr>, ServerHandle)> {
+pub fn start(
+    listen: SocketAddr,
+    pages: Pages,
+    state: State,
+) -> std::io::Result<(Vec<SocketAddr>, ServerHandle)> {
+    let measure = web::Data::new(Measure::default());
     let server = HttpServer::new(move || {
-        App::new().app_data(web::Data::new(state.clone())).service(healthz).service(readyz)
+        let app = App::new().app_data(web::Data::new(state.clone())).app_data(measure.clone());
+        app.configure(|app| {
+            if pages != Pages::Others {
+                app.service(healthz).service(readyz).service(metrics::metrics);
+            }
+        })
     })
     .workers(1)
     .shutdown_timeout(STOP_SECONDS)

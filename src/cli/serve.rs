@@ -1,13 +1,15 @@
 //! `posthaste serve`: the dispatcher, until SIGTERM or SIGINT.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use actix_web::dev::ServerHandle;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::actors::{Dispatcher, StartError};
-use crate::admin::{self, State};
+use crate::admin::{self, Pages, State};
 use crate::config::{Config, ConfigFaults, DataDirArgs, DatabaseArgs, DispatchArgs, is_true};
 use crate::embedded::{Durability, Embedded, EmbeddedError, default_data_dir};
 use crate::model::Secret;
@@ -55,8 +57,8 @@ enum ServeError {
     Migrate(#[from] MigrateError),
     #[error(transparent)]
     Start(#[from] StartError),
-    #[error("cannot listen on {0}: {1}; --listen (POSTHASTE_LISTEN) names another address")]
-    Listen(std::net::SocketAddr, std::io::Error),
+    #[error("cannot listen on {listen}: {error}; {option} names another address")]
+    Listen { listen: SocketAddr, error: std::io::Error, option: &'static str },
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
     #[error("the database is not prepared, missing: {}; run posthaste migrate", .0.join(", "))]
@@ -173,11 +175,7 @@ fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeErr
 async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     let mut signals = Signals::new()?;
     let state = State::starting("starting: the database has not answered yet");
-    let (addresses, http) = admin::start(config.listen, state.clone())
-        .map_err(|error| ServeError::Listen(config.listen, error))?;
-    for address in addresses {
-        log::info!("listening on http://{address}");
-    }
+    let servers = start_servers(&config, &state)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, embedded, &state) => prepared,
         name = signals.next() => {
@@ -188,7 +186,9 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     let dispatcher = Dispatcher::start(config, prepared?)?;
     state.set(Ok(dispatcher.clone()));
     dispatch(dispatcher, &state, &mut signals).await?;
-    http.stop(false).await;
+    for server in servers {
+        server.stop(false).await;
+    }
     Ok(())
 }
 
@@ -212,6 +212,26 @@ async fn dispatch(dispatcher: Dispatcher, state: &State, signals: &mut Signals) 
         }
     }
     Ok(())
+}
+
+/// The HTTP server, or one for health and metrics and one for the rest.
+fn start_servers(config: &Config, state: &State) -> Result<Vec<ServerHandle>, ServeError> {
+    let wanted = match config.operations.metrics_listen {
+        None => vec![("--listen (POSTHASTE_LISTEN)", config.listen, Pages::All)],
+        Some(metrics) => vec![
+            ("--listen (POSTHASTE_LISTEN)", config.listen, Pages::Others),
+            ("--metrics-listen (POSTHASTE_METRICS_LISTEN)", metrics, Pages::Operations),
+        ],
+    };
+    let mut servers = Vec::new();
+    for (option, listen, pages) in wanted {
+        let started = admin::start(listen, pages, state.clone());
+        let (addresses, server) = started.map_err(|error| ServeError::Listen { listen, error, option })?;
+        let what = if pages == Pages::Operations { "health and metrics" } else { "listening" };
+        addresses.iter().for_each(|address| log::info!("{what} on http://{address}"));
+        servers.push(server);
+    }
+    Ok(servers)
 }
 
 /// Waits for the database, and makes sure that its tables are there and all rows can be seen. Returns how to

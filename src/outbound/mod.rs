@@ -47,6 +47,7 @@ use crate::model::{Answer, Attempt, DbTime, Delivery};
 pub use self::answer::{KEPT_BODY_BYTES, READ_BODY_BYTES};
 pub use self::network::{Network, NetworkError};
 pub use self::target::{Fault, Target};
+pub use self::wire::open_connections;
 
 /// One request to be made.
 #[derive(Clone, Copy, Debug)]

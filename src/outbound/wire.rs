@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use actix_rt::net::{ActixStream, Ready, TcpStream};
@@ -68,11 +69,39 @@ pub(super) struct Wire {
     /// read nevertheless: after a failed write, the rest of the request is dropped and reading tells what
     /// happened.
     write_error: Option<io::Error>,
+    _open: Open,
+}
+
+/// Connections that are open, in the whole process.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// How many connections to receivers are open.
+pub fn open_connections() -> usize {
+    OPEN.load(Ordering::Relaxed)
+}
+
+/// An open connection, for as long as it lives.
+#[derive(Debug)]
+struct Open;
+
+impl Open {
+    fn new() -> Open {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Open
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Wire {
     pub(super) fn new(stream: Stream, peer: SocketAddr) -> Wire {
-        Wire { stream, peer, phase: Phase::Answering, requests: 0, head: Head::none(), write_error: None }
+        let head = Head::none();
+        let _open = Open::new();
+        Wire { stream, peer, phase: Phase::Answering, requests: 0, head, write_error: None, _open }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {

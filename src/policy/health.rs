@@ -63,6 +63,23 @@ pub enum Permit {
     Until(DbTime),
 }
 
+/// How a breaker stands, for those who look on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Everything is sent.
+    Closed,
+    /// The number in flight grows again.
+    Recovering,
+    /// Only probes are sent.
+    Tripped,
+}
+
+impl Standing {
+    /// All of them, with their names in labels.
+    pub const NAMES: [(Standing, &str); 3] =
+        [(Standing::Closed, "closed"), (Standing::Recovering, "recovering"), (Standing::Tripped, "tripped")];
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Breaker {
     Closed,
@@ -221,6 +238,15 @@ impl Health {
     /// Whether the breaker has tripped.
     pub fn is_tripped(&self) -> bool {
         matches!(self.breaker, Breaker::Tripped { .. })
+    }
+
+    /// How the breaker stands.
+    pub fn standing(&self) -> Standing {
+        match self.breaker {
+            Breaker::Closed => Standing::Closed,
+            Breaker::Recovering { .. } => Standing::Recovering,
+            Breaker::Tripped { .. } => Standing::Tripped,
+        }
     }
 
     /// The last success, as far as known.

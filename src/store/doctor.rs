@@ -79,10 +79,11 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
         }
         Err(error) => return Err(error),
     }
-    findings.extend(rights(conn).await?);
+    findings.extend(rights(conn, &NEEDED, fault).await?);
     if !findings.is_empty() {
         return Ok(findings);
     }
+    findings.extend(rights(conn, &NEEDED_TO_DELETE, warning).await?);
     findings.extend(row_security_of_the_role(conn).await?);
     findings.extend(row_security_of_the_trigger(conn).await?);
     findings.extend(drift(conn).await?);
@@ -123,20 +124,34 @@ const NEEDED: [(&str, &str); 20] = [
     ("posthaste_attempts", "INSERT"),
 ];
 
+/// What retention needs besides: without it nothing is delivered later, the tables only grow.
+const NEEDED_TO_DELETE: [(&str, &str); 5] = [
+    ("webhook_deliveries", "DELETE"),
+    ("posthaste_attempts", "DELETE"),
+    ("posthaste_retention", "SELECT"),
+    ("posthaste_retention", "INSERT"),
+    ("posthaste_retention", "UPDATE"),
+];
+
 const RIGHTS: &str = "SELECT n.relation, n.privilege, quote_ident(current_user)
     FROM unnest($1::text[], $2::text[]) AS n (relation, privilege)
     WHERE NOT CASE WHEN n.privilege LIKE 'UPDATE (%'
         THEN has_column_privilege('public.' || n.relation, substring(n.privilege FROM '[(](.*)[)]'), 'UPDATE')
         ELSE has_table_privilege('public.' || n.relation, n.privilege) END";
 
-async fn rights(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let (tables, privileges): (Vec<&str>, Vec<&str>) = NEEDED.into_iter().unzip();
+/// Those of `needed` that are not granted.
+async fn rights(
+    conn: &mut PgConnection,
+    needed: &[(&'static str, &'static str)],
+    finding: fn(String, String) -> Finding,
+) -> Result<Vec<Finding>, sqlx::Error> {
+    let (tables, privileges): (Vec<&str>, Vec<&str>) = needed.iter().copied().unzip();
     let rows = query(RIGHTS).bind(tables).bind(privileges).fetch_all(conn).await?;
     Ok(rows
         .iter()
         .map(|row| {
             let (table, privilege, role): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
-            fault(
+            finding(
                 format!("{privilege} on {table} is not granted"),
                 format!("GRANT {privilege} ON {table} TO {role}"),
             )

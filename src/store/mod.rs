@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod listener;
 pub mod migrate;
 pub mod presence;
+pub mod queues;
 pub mod retention;
 pub mod secrets;
 mod time;

@@ -1,8 +1,8 @@
 //! Retention: deleting what is settled and old, a batch at a time.
 //!
-//! Each kind of row has an index in which the oldest come first. A batch starts where the one before it ended,
-//! not at the beginning: there it would step over everything deleted so far, until a vacuum. Rows that somebody
-//! has locked are left for the next pass, so a batch never waits and never keeps anybody waiting.
+//! Each kind of row has an index in which the oldest come first. A batch starts where the one before it
+//! ended, not at the beginning: there it would step over everything deleted so far, until a vacuum. Rows that
+//! somebody has locked are left for the next pass, so a batch never waits and never keeps anybody waiting.
 
 use std::time::Duration;
 

@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// What `serve` logs once its port is open.
 const LISTENING: &str = "listening on http://";
+/// What it logs once that of health and metrics is, where it is another one.
+const OPERATIONS: &str = "health and metrics on http://";
 
 /// The program itself.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_posthaste");
@@ -82,21 +84,36 @@ impl Posthaste {
     pub async fn ready(&self) {
         super::eventually("posthaste is ready", async || {
             assert!(!self.log().contains("panicked"), "posthaste panicked");
-            self.get("/readyz").await.is_some_and(|(status, _)| status == 200)
+            let address = self.operations_address();
+            self.get_from(address, "/readyz").await.is_some_and(|(status, _)| status == 200)
         })
         .await;
     }
 
     /// Where its HTTP server listens, once it does.
     pub fn address(&self) -> Option<SocketAddr> {
+        self.address_after(LISTENING)
+    }
+
+    /// Where its health and metrics are, once they are.
+    pub fn operations_address(&self) -> Option<SocketAddr> {
+        self.address_after(OPERATIONS).or_else(|| self.address())
+    }
+
+    fn address_after(&self, words: &str) -> Option<SocketAddr> {
         let log = self.log();
-        let (_, after) = log.split_once(LISTENING)?;
-        after.split(|c: char| c.is_whitespace() || c == '/' || c == ',').next()?.parse().ok()
+        let (_, after) = log.split_once(words)?;
+        after.split(|c: char| c.is_whitespace() || "/,\"".contains(c)).next()?.parse().ok()
     }
 
     /// GETs a path from its HTTP server: status and body; `None` while nothing answers.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = tokio::net::TcpStream::connect(self.address()?).await.ok()?;
+        self.get_from(self.address(), path).await
+    }
+
+    /// The same from one of its two servers.
+    pub async fn get_from(&self, address: Option<SocketAddr>, path: &str) -> Option<(u16, String)> {
+        let mut stream = tokio::net::TcpStream::connect(address?).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: posthaste\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut response = String::new();

@@ -25,6 +25,7 @@ use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Remember};
 use super::limit::{Freed, Held};
+use super::tally::Counting;
 use crate::clock::{self, DbClock};
 use crate::model::{Attempt, DbTime, Destination, DestinationId};
 use crate::outbound::{Sender, Target};
@@ -139,6 +140,7 @@ pub struct DestinationActor {
     obituary: Obituary,
     sender: Result<Rc<Sender>, String>,
     limiter: Limiter,
+    counting: Counting,
     health: Health,
     saved: Saved,
     clock: DbClock,
@@ -186,6 +188,7 @@ impl DestinationActor {
         let mut actor = DestinationActor {
             sender: Err(String::new()),
             limiter: Limiter::new(&destination.settings),
+            counting: links.shared.tallies.register(destination.id, destination.org),
             health: Health::new(limits(&links.shared), saved),
             saved,
             clock: db_clock,

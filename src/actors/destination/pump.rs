@@ -45,6 +45,7 @@ impl DestinationActor {
         if !self.retiring {
             self.remember();
         }
+        self.counting.show(self.in_flight.len(), self.health.standing());
         if self.retiring && self.in_flight.is_empty() && !self.claiming {
             self.obituary.stopped.clean = true;
             ctx.stop();

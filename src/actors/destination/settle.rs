@@ -71,6 +71,8 @@ impl DestinationActor {
         self.pace.note(batch.leased.len(), clock::now());
         let alone = batch.leased.len() == 1;
         let verdict = classify(&attempt.answer, batch.leased.len(), clock::wall());
+        let is_retry = batch.leased[0].delivery.attempts > 0;
+        self.counting.attempted(verdict.into(), attempt.duration, is_retry);
         let now = self.clock.now();
         let most = self.most_in_flight();
         if verdict != Verdict::Delivered {
@@ -244,9 +246,9 @@ impl DestinationActor {
             ),
             many => log::log!(
                 level,
-                "destination={id} batch of {} from delivery={}: {verdict:?} after {millis} ms: {what}",
-                many.len(),
+                "destination={id} delivery={} first of a batch of {}, {verdict:?} after {millis} ms: {what}",
                 many[0].delivery.id,
+                many.len(),
             ),
         }
     }

@@ -1,0 +1,18 @@
+-- The least that an application needs that writes events and manages the destinations of its tenants. Run it as the
+-- owner of the tables, after `posthaste migrate`:
+--
+--   psql -v role=application -f grants-application.sql "$DATABASE_URL"
+--
+-- An application that owns the tables has these rights already.
+
+GRANT USAGE ON SCHEMA public TO :"role";
+
+-- Events. The trigger that creates their deliveries has rights of its own; SELECT is for INSERT … RETURNING.
+GRANT SELECT, INSERT ON public.activity_logs TO :"role";
+
+-- Destinations and their settings. Deleting one deletes its deliveries with it.
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.webhook_destinations TO :"role";
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_destination_settings TO :"role";
+
+-- What became of the events, to be shown to tenants.
+GRANT SELECT ON public.webhook_deliveries, public.posthaste_attempts, public.posthaste_destination_state TO :"role";

@@ -1,0 +1,383 @@
+//! What destinations have done and how they are, as counters that anybody may read at any time.
+//!
+//! A [`DestinationActor`](super::destination::DestinationActor) writes to a [`Tally`] of its own, with
+//! relaxed atomics that no other destination touches: an attempt costs three additions, no lock and no
+//! allocation. The registry is locked when an actor begins or ends, and to be read. Asking ten thousand
+//! actors for a snapshot would wake all of them; this wakes nobody.
+//!
+//! No sum ever falls: what an actor that ends has counted is kept in the sums.
+
+use std::collections::HashMap;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::model::{Change, DestinationId, OrgId};
+use crate::policy::classify::Verdict;
+use crate::policy::health::Standing;
+
+/// Upper ends of the steps of all duration histograms, in microseconds: from what a fast database takes to
+/// the largest `timeout_ms`.
+pub const STEPS_MICROS: [u64; 13] = [
+    1_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000, 30_000_000,
+];
+
+/// How an attempt ended, as labels have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The receiver took it.
+    Delivered,
+    /// The receiver did not want this event, or not in this batch.
+    Refused,
+    /// The destination failed.
+    Failed,
+    /// The receiver asked for a pause.
+    Paused,
+    /// Our own trouble.
+    OurFault,
+}
+
+impl Ending {
+    /// All of them, with their names in labels.
+    pub const NAMES: [(Ending, &str); 5] = [
+        (Ending::Delivered, "delivered"),
+        (Ending::Refused, "refused"),
+        (Ending::Failed, "failed"),
+        (Ending::Paused, "paused"),
+        (Ending::OurFault, "our_fault"),
+    ];
+}
+
+impl From<Verdict> for Ending {
+    fn from(verdict: Verdict) -> Ending {
+        match verdict {
+            Verdict::Delivered => Ending::Delivered,
+            Verdict::EventFailed | Verdict::Split => Ending::Refused,
+            Verdict::DestinationFailed | Verdict::Gone => Ending::Failed,
+            Verdict::Paused(_) => Ending::Paused,
+            Verdict::OurFault => Ending::OurFault,
+        }
+    }
+}
+
+/// What becomes of a delivery's row, as labels have it.
+pub const RESULTS: [&str; 5] = ["delivered", "failed", "dead", "postponed", "given_back"];
+
+/// The place of a change in [`RESULTS`].
+pub fn result(change: Change) -> usize {
+    match change {
+        Change::Delivered => 0,
+        Change::Failed { .. } => 1,
+        Change::Dead { .. } => 2,
+        Change::Postponed { .. } => 3,
+        Change::GivenBack => 4,
+    }
+}
+
+/// How often something took how long.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Histogram {
+    /// One for each of [`STEPS_MICROS`], and the last one for what took longer. Not cumulated.
+    pub counts: [u64; STEPS_MICROS.len() + 1],
+    /// Time in all, in microseconds.
+    pub micros: u64,
+}
+
+impl Histogram {
+    /// Counts one duration.
+    pub fn note(&mut self, duration: Duration) {
+        let micros = micros(duration);
+        self.counts[step(micros)] += 1;
+        self.micros += micros;
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+}
+
+impl AddAssign<&Histogram> for Histogram {
+    fn add_assign(&mut self, other: &Histogram) {
+        self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
+        self.micros += other.micros;
+    }
+}
+
+/// The figures of one destination, or of several.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Figures {
+    /// Attempts, by [`Ending`].
+    pub attempts: [u64; Ending::NAMES.len()],
+    /// Attempts whose (first) delivery had been charged with one before.
+    pub retries: u64,
+    /// How long attempts took.
+    pub durations: Histogram,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Destinations, by [`Standing`] of their breaker.
+    pub standings: [u64; Standing::NAMES.len()],
+}
+
+impl AddAssign<&Figures> for Figures {
+    fn add_assign(&mut self, other: &Figures) {
+        self.attempts.iter_mut().zip(other.attempts).for_each(|(count, more)| *count += more);
+        self.retries += other.retries;
+        self.durations += &other.durations;
+        self.in_flight += other.in_flight;
+        self.standings.iter_mut().zip(other.standings).for_each(|(count, more)| *count += more);
+    }
+}
+
+impl Figures {
+    /// What stays when the destination is gone.
+    fn of_the_past(mut self) -> Figures {
+        (self.in_flight, self.standings) = (0, Default::default());
+        self
+    }
+}
+
+/// What one destination's actor writes.
+#[derive(Debug, Default)]
+struct Tally {
+    attempts: [AtomicU64; Ending::NAMES.len()],
+    retries: AtomicU64,
+    counts: [AtomicU64; STEPS_MICROS.len() + 1],
+    micros: AtomicU64,
+    in_flight: AtomicU64,
+    standing: AtomicU8,
+}
+
+impl Tally {
+    fn read(&self) -> Figures {
+        let read = |count: &AtomicU64| count.load(Relaxed);
+        let mut figures = Figures {
+            attempts: self.attempts.each_ref().map(read),
+            retries: read(&self.retries),
+            durations: Histogram { counts: self.counts.each_ref().map(read), micros: read(&self.micros) },
+            in_flight: read(&self.in_flight),
+            standings: Default::default(),
+        };
+        figures.standings[usize::from(self.standing.load(Relaxed))] = 1;
+        figures
+    }
+}
+
+/// All tallies of the process.
+pub struct Tallies {
+    /// Destinations that are listed by themselves at most.
+    most_listed: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    living: HashMap<DestinationId, Entry>,
+    listed: usize,
+    /// What those counted that are gone.
+    gone: Figures,
+    /// The part of it that is of destinations that were not listed.
+    gone_unlisted: Figures,
+}
+
+struct Entry {
+    org: OrgId,
+    tally: Arc<Tally>,
+    /// Decided when it begins and kept: a destination that moved between its own series and the sum of the
+    /// rest would make a counter fall.
+    listed: bool,
+    /// Actors that write: two while one gives way to the next.
+    lives: usize,
+}
+
+/// Everything at one moment.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Destinations by themselves, in the order of their ids.
+    pub listed: Vec<(DestinationId, OrgId, Figures)>,
+    /// Which destinations there are beyond those.
+    pub unlisted: Vec<DestinationId>,
+    /// The sum of those, living and gone.
+    pub rest: Figures,
+    /// The sum of all that there ever were.
+    pub all: Figures,
+}
+
+impl Tallies {
+    /// Without any destination yet; at most `most_listed` will be listed by themselves.
+    pub fn new(most_listed: usize) -> Arc<Tallies> {
+        Arc::new(Tallies { most_listed, inner: Mutex::default() })
+    }
+
+    /// The tally of a destination, for its actor.
+    pub fn register(self: &Arc<Tallies>, id: DestinationId, org: OrgId) -> Counting {
+        let mut inner = self.inner();
+        let listed = inner.listed < self.most_listed;
+        let entry = inner.living.entry(id);
+        let mut is_new = false;
+        let entry = entry.or_insert_with(|| {
+            is_new = true;
+            Entry { org, tally: Arc::default(), listed, lives: 0 }
+        });
+        entry.lives += 1;
+        let tally = entry.tally.clone();
+        inner.listed += usize::from(is_new && listed);
+        drop(inner);
+        Counting { tallies: self.clone(), id, tally }
+    }
+
+    /// Reads all of them.
+    pub fn read(&self) -> Reading {
+        let inner = self.inner();
+        let mut reading = Reading { rest: inner.gone_unlisted, all: inner.gone, ..Reading::default() };
+        for (id, entry) in &inner.living {
+            let figures = entry.tally.read();
+            reading.all += &figures;
+            if entry.listed {
+                reading.listed.push((*id, entry.org, figures));
+            } else {
+                reading.unlisted.push(*id);
+                reading.rest += &figures;
+            }
+        }
+        drop(inner);
+        reading.listed.sort_unstable_by_key(|(id, ..)| *id);
+        reading
+    }
+
+    /// Nothing between lock and unlock can panic; if it did, the counts would still be counts.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An actor's hold on its tally; dropping it ends that life of the destination.
+pub struct Counting {
+    tallies: Arc<Tallies>,
+    id: DestinationId,
+    tally: Arc<Tally>,
+}
+
+impl Counting {
+    /// An attempt has ended.
+    pub fn attempted(&self, ending: Ending, duration: Duration, is_retry: bool) {
+        let micros = micros(duration);
+        self.tally.attempts[ending as usize].fetch_add(1, Relaxed);
+        self.tally.counts[step(micros)].fetch_add(1, Relaxed);
+        self.tally.micros.fetch_add(micros, Relaxed);
+        if is_retry {
+            self.tally.retries.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// How it stands now.
+    pub fn show(&self, in_flight: usize, standing: Standing) {
+        self.tally.in_flight.store(in_flight as u64, Relaxed);
+        self.tally.standing.store(standing as u8, Relaxed);
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let mut inner = self.tallies.inner();
+        let Some(entry) = inner.living.get_mut(&self.id) else { return };
+        entry.lives -= 1;
+        if entry.lives > 0 {
+            return;
+        }
+        let Some(entry) = inner.living.remove(&self.id) else { return };
+        let figures = entry.tally.read().of_the_past();
+        inner.gone += &figures;
+        if entry.listed {
+            inner.listed -= 1;
+        } else {
+            inner.gone_unlisted += &figures;
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn step(micros: u64) -> usize {
+    STEPS_MICROS.partition_point(|end| *end < micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn id(n: u128) -> DestinationId {
+        DestinationId(Uuid::from_u128(n))
+    }
+
+    const ORG: OrgId = OrgId(Uuid::nil());
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Attempts in all, of each one listed, and of the rest.
+    fn counts(tallies: &Tallies) -> (u64, Vec<u64>, u64) {
+        let sum = |figures: &Figures| figures.attempts.iter().sum::<u64>();
+        let reading = tallies.read();
+        (sum(&reading.all), reading.listed.iter().map(|(.., f)| sum(f)).collect(), sum(&reading.rest))
+    }
+
+    #[test]
+    fn no_sum_falls_when_destinations_go_and_none_moves_between_its_own_series_and_the_rest() {
+        let tallies = Tallies::new(1);
+        let first = tallies.register(id(1), ORG);
+        let second = tallies.register(id(2), ORG);
+        first.attempted(Ending::Delivered, SECOND, false);
+        for _ in 0..2 {
+            second.attempted(Ending::Failed, SECOND, true);
+        }
+        assert_eq!(counts(&tallies), (3, vec![1], 2));
+        drop(first);
+        assert_eq!(counts(&tallies), (3, vec![], 2), "the second one is not listed now either");
+        let third = tallies.register(id(3), ORG);
+        third.attempted(Ending::Paused, SECOND, false);
+        assert_eq!(counts(&tallies), (4, vec![1], 2));
+        drop(second);
+        assert_eq!(counts(&tallies), (4, vec![1], 2));
+        assert!(tallies.read().unlisted.is_empty());
+        assert_eq!(tallies.read().all.retries, 2);
+    }
+
+    #[test]
+    fn two_lives_of_a_destination_share_one_tally_until_both_have_ended() {
+        let tallies = Tallies::new(10);
+        let old = tallies.register(id(1), ORG);
+        let new = tallies.register(id(1), ORG);
+        old.attempted(Ending::Delivered, SECOND, false);
+        new.attempted(Ending::Delivered, SECOND, false);
+        new.show(3, Standing::Tripped);
+        assert_eq!(counts(&tallies), (2, vec![2], 0));
+        drop(old);
+        assert_eq!(counts(&tallies), (2, vec![2], 0));
+        assert_eq!((tallies.read().all.in_flight, tallies.read().all.standings), (3, [0, 0, 1]));
+        drop(new);
+        assert_eq!(counts(&tallies), (2, vec![], 0));
+        assert_eq!((tallies.read().all.in_flight, tallies.read().all.standings), (0, [0, 0, 0]));
+    }
+
+    #[test]
+    fn a_duration_is_counted_in_the_first_step_that_it_does_not_exceed() {
+        let mut histogram = Histogram::default();
+        for micros in [0, 1_000, 1_001, 30_000_000, 30_000_001] {
+            histogram.note(Duration::from_micros(micros));
+        }
+        assert_eq!((histogram.counts[0], histogram.counts[1]), (2, 1));
+        assert_eq!((histogram.counts[12], histogram.counts[13]), (1, 1));
+        assert_eq!((histogram.count(), histogram.micros), (5, 60_002_002));
+    }
+
+    #[test]
+    fn endings_and_standings_are_numbered_as_they_are_named() {
+        assert!(Ending::NAMES.iter().enumerate().all(|(number, (ending, _))| *ending as usize == number));
+        assert!(Standing::NAMES.iter().enumerate().all(|(number, (s, _))| *s as usize == number));
+    }
+}
