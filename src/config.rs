@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, FromArgMatches as _};
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -317,6 +317,15 @@ fn certificates_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl DispatchArgs {
+    /// As a command takes them: from `flags`, the environment, and otherwise as they come.
+    ///
+    /// # Errors
+    /// When there is no such flag, or one without its value.
+    pub fn from_flags(flags: &[&str]) -> Result<DispatchArgs, clap::Error> {
+        let command = DispatchArgs::augment_args(clap::Command::new("posthaste").no_binary_name(true));
+        DispatchArgs::from_arg_matches(&command.try_get_matches_from(flags)?)
+    }
+
     /// Checks all options; `database_url` comes from elsewhere, as it may be a private server's.
     ///
     /// # Errors
@@ -390,16 +399,9 @@ impl DispatchArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use proptest::prelude::*;
 
     use super::*;
-
-    #[derive(Parser)]
-    struct Options {
-        #[command(flatten)]
-        dispatch: DispatchArgs,
-    }
 
     proptest! {
         #[test]
@@ -413,7 +415,7 @@ mod tests {
                     .prop_map(String::into_bytes),
             ],
         ) {
-            let mut args = Options::parse_from(["test"]).dispatch;
+            let mut args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
             args.allow_networks = networks;
             args.max_retry_delay = duration;
             args.max_event_bytes = bytes;

@@ -204,6 +204,7 @@ impl DbActor {
         let Some(mut lane) = self.claim_lane.take() else { return };
         let work = async move {
             let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
+            lane.rest().await;
             let sent = clock::now();
             let grants = lane.claim(&asks, room).await;
             (lane, claims, sent, grants)
@@ -326,14 +327,15 @@ impl DbActor {
         let mut work = self.work.take(rows);
         let sent = work.outcomes.len();
         self.careful = self.careful.saturating_sub(sent);
-        let began = clock::now();
         let write = async move {
+            lane.rest().await;
+            let began = clock::now();
             let done = lane.write(&mut work).await;
-            (lane, work, done)
+            (lane, work, began, done)
         };
-        ctx.spawn(write.into_actor(self).map(move |(lane, work, done), this, ctx| {
+        ctx.spawn(write.into_actor(self).map(move |(lane, work, began, done), this, ctx| {
             this.record_lane = Some(lane);
-            if done.is_ok() {
+            if done.is_ok() && sent > 0 {
                 this.stats.records.note(clock::now().saturating_duration_since(began));
             }
             this.recorded(sent, work, done);
@@ -466,17 +468,11 @@ impl Handler<Flush> for DbActor {
     }
 }
 
-/// From a test: panic.
 #[cfg(test)]
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct Panic;
-
-#[cfg(test)]
-impl Handler<Panic> for DbActor {
+impl Handler<super::Panic> for DbActor {
     type Result = ();
 
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+    fn handle(&mut self, _: super::Panic, _: &mut Self::Context) {
         panic!("a test asked for it");
     }
 }

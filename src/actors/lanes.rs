@@ -56,8 +56,12 @@ impl ClaimLane {
         ClaimLane { options, open: None, since: None, backoff: Backoff::default() }
     }
 
-    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
+    /// Waits as long as it should before the next statement.
+    pub(super) async fn rest(&self) {
         self.backoff.wait().await;
+    }
+
+    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
         // A connection in an unknown state is not used again.
         let result = self.try_claim(asks, room).await;
         if result.is_err() {
@@ -169,6 +173,7 @@ impl Work {
     /// Puts what was not written back in front.
     pub(super) fn put_back(&mut self, mut left: Work) {
         left.outcomes.append(&mut self.outcomes);
+        // These take turns: there may be more of them than one statement tries.
         self.locked.append(&mut left.locked);
         left.locked = std::mem::take(&mut self.locked);
         // What came meanwhile is newer.
@@ -202,12 +207,16 @@ impl RecordLane {
         }
     }
 
-    /// Writes `work`, and leaves in it what was not written: after success, what somebody has locked.
-    pub(super) async fn write(&mut self, work: &mut Work) -> Result<(), StoreError> {
+    /// Waits as long as it should before the next statement.
+    pub(super) async fn rest(&self) {
         self.backoff.wait().await;
         if self.locked_tries > 0 {
             tokio::time::sleep(LOCKED_PAUSE).await;
         }
+    }
+
+    /// Writes `work`, and leaves in it what was not written: after success, what somebody has locked.
+    pub(super) async fn write(&mut self, work: &mut Work) -> Result<(), StoreError> {
         let result = self.try_write(work).await;
         if result.is_err() {
             self.connection = None;

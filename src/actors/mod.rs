@@ -103,6 +103,12 @@ impl Drop for Lifeline {
     }
 }
 
+/// From a test: panic, to see what becomes of it.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Panic;
+
 /// Why a dispatcher did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -445,19 +445,27 @@ impl Handler<Shutdown> for Supervisor {
     }
 }
 
-/// From a test: let this destination panic, or the supervisor itself.
+/// From a test: let this destination panic.
 #[cfg(test)]
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct LetPanic(pub(crate) Option<DestinationId>);
+pub(super) struct LetPanic(pub(super) DestinationId);
 
 #[cfg(test)]
 impl Handler<LetPanic> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, LetPanic(id): LetPanic, _: &mut Self::Context) {
-        let id = id.expect("a test asked for a panic");
-        self.children[&id].addr.do_send(destination::Panic);
+        self.children[&id].addr.do_send(super::Panic);
+    }
+}
+
+#[cfg(test)]
+impl Handler<super::Panic> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::Panic, _: &mut Self::Context) {
+        panic!("a test asked for this");
     }
 }
 

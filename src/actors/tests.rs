@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use actix_web::{App, HttpResponse, HttpServer, web};
-use clap::Parser;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -12,12 +11,6 @@ use crate::embedded::{Durability, Embedded};
 use crate::model::{DestinationId, OrgId};
 use crate::store::demo::{self, NewDestination, NewEvent};
 use crate::store::migrate;
-
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    dispatch: DispatchArgs,
-}
 
 /// A receiver on loopback that passes on the path of every request.
 fn receiver() -> (String, mpsc::UnboundedReceiver<String>) {
@@ -59,8 +52,9 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     for name in ["/first", "/second"] {
         ids.push(insert(&mut db, org, &format!("{url}{name}")).await);
     }
-    let arguments = ["test", "--allow-networks=127.0.0.0/8", "--poll-interval=100ms"];
-    let config = Options::parse_from(arguments).dispatch.validate(server.url("postgres")).expect("valid");
+    let flags = ["--allow-networks=127.0.0.0/8", "--poll-interval=100ms"];
+    let args = DispatchArgs::from_flags(&flags).expect("flags");
+    let config = args.validate(server.url("postgres")).expect("valid");
     let dispatcher = Dispatcher::start(config, options).expect("a dispatcher");
 
     event(&mut db, org).await;
@@ -71,7 +65,7 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     // What a panic finds in flight is sent again only when its lease ends: that is not what this test waits
     // for.
     while demo::not_delivered(&mut db).await.expect("a count") > 0 {}
-    dispatcher.supervisor.send(supervisor::LetPanic(Some(ids[0]))).await.expect("the supervisor lives");
+    dispatcher.supervisor.send(supervisor::LetPanic(ids[0])).await.expect("the supervisor lives");
     while dispatcher.supervisor.send(supervisor::Snapshot).await.expect("the supervisor lives").panics == 0 {}
     event(&mut db, org).await;
     let mut both = [next(&mut requests).await, next(&mut requests).await];

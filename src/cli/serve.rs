@@ -294,16 +294,8 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::actors::{db, supervisor};
-
-    #[derive(Parser)]
-    struct Options {
-        #[command(flatten)]
-        dispatch: DispatchArgs,
-    }
+    use crate::actors::Panic;
 
     #[actix_rt::test]
     async fn a_panic_of_what_everything_depends_on_ends_the_process() {
@@ -312,17 +304,18 @@ mod tests {
         let options = store::options(&url).expect("a URL");
         let mut signals = Signals::new().expect("signals");
         for of_the_supervisor in [true, false] {
-            let config = Options::parse_from(["test"]).dispatch.validate(url.clone()).expect("valid");
+            let args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
+            let config = args.validate(url.clone()).expect("valid");
             let dispatcher = Dispatcher::start(config, options.clone()).expect("a dispatcher");
             let state = State::starting("");
             state.set(Ok(dispatcher.clone()));
             let expected = match of_the_supervisor {
                 true => {
-                    dispatcher.supervisor.do_send(supervisor::LetPanic(None));
+                    dispatcher.supervisor.do_send(Panic);
                     "the supervisor"
                 }
                 false => {
-                    dispatcher.db.do_send(db::Panic);
+                    dispatcher.db.do_send(Panic);
                     "the database actor"
                 }
             };

@@ -385,17 +385,11 @@ impl Handler<Reconfigure> for DestinationActor {
     }
 }
 
-/// From a test: panic, to see what becomes of it.
 #[cfg(test)]
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Panic;
-
-#[cfg(test)]
-impl Handler<Panic> for DestinationActor {
+impl Handler<super::Panic> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+    fn handle(&mut self, _: super::Panic, _: &mut Self::Context) {
         panic!("a test asked for this");
     }
 }

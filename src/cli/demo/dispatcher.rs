@@ -2,7 +2,6 @@
 
 use std::thread::JoinHandle;
 
-use clap::Parser;
 use tokio::sync::oneshot;
 
 use crate::actors;
@@ -16,20 +15,13 @@ pub struct Dispatcher {
     thread: JoinHandle<Result<(), String>>,
 }
 
-/// The options of `serve`, for their defaults.
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    dispatch: DispatchArgs,
-}
-
 impl Dispatcher {
     /// Starts it on the database at `url`; returns when it runs.
     pub async fn start(url: Secret) -> Result<Dispatcher, String> {
         // Said here is what the demo depends on; the rest may come from the environment.
-        let options = ["demo", "--allow-networks=127.0.0.0/8", "--https-only=false", "--listen=127.0.0.1:0"];
-        let options = Options::try_parse_from(options).map_err(|error| error.to_string())?;
-        let config = options.dispatch.validate(url).map_err(|faults| faults.to_string())?;
+        let flags = ["--allow-networks=127.0.0.0/8", "--https-only=false", "--listen=127.0.0.1:0"];
+        let options = DispatchArgs::from_flags(&flags).map_err(|error| error.to_string())?;
+        let config = options.validate(url).map_err(|faults| faults.to_string())?;
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
         let thread = std::thread::spawn(move || {
