@@ -17,7 +17,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -57,6 +57,44 @@ id!(
     /// A row of `webhook_deliveries`: (destination, event).
     DeliveryId
 );
+id!(
+    /// A row of `posthaste_jobs`: a replay or a backfill.
+    JobId
+);
+
+/// The `status` of a delivery.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Queued and not charged with an attempt yet.
+    Pending,
+    /// At least one attempt failed; the next one comes.
+    Failed,
+    /// The receiver has it.
+    Delivered,
+    /// Given up.
+    Dead,
+}
+
+impl Status {
+    /// All of them, in the order of a life.
+    pub const ALL: [Status; 4] = [Status::Pending, Status::Failed, Status::Delivered, Status::Dead];
+
+    /// As the column has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Failed => "failed",
+            Status::Delivered => "delivered",
+            Status::Dead => "dead",
+        }
+    }
+
+    /// The status of this name.
+    pub fn named(name: &str) -> Option<Status> {
+        Status::ALL.into_iter().find(|status| status.name() == name)
+    }
+}
 
 /// A point in time by the database's clock: microseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, serde::Serialize)]
@@ -71,6 +109,27 @@ impl DbTime {
     /// How long after `earlier` this is; zero when it is not after it.
     pub fn since(self, earlier: DbTime) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// `2026-01-31T12:00:00.000000Z`; `infinity` or `-infinity` for what no calendar has.
+    pub fn iso(self) -> String {
+        const LAST: i64 = 253_402_300_799_999_999;
+        match u64::try_from(self.0) {
+            Ok(micros) if self.0 <= LAST => {
+                let time = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+                humantime::format_rfc3339_micros(time).to_string()
+            }
+            Ok(_) => "infinity".into(),
+            Err(_) => "-infinity".into(),
+        }
+    }
+
+    /// Reads a date, `2026-01-31`, or a time of it in UTC, `2026-01-31T12:00:00Z`, from 1970 on.
+    pub fn from_iso(text: &str) -> Option<DbTime> {
+        let midnight = if text.len() == 10 { "T00:00:00Z" } else { "" };
+        let time = humantime::parse_rfc3339(&format!("{text}{midnight}")).ok()?;
+        let micros = time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros();
+        Some(DbTime(i64::try_from(micros).ok()?))
     }
 
     /// Whole seconds since 1970, as `webhook-timestamp` wants them.
@@ -361,4 +420,22 @@ pub enum Change {
     },
     /// Nothing happened: the row is as it was before the claim.
     GivenBack,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_as_it_is_read() {
+        let time = DbTime(1_769_860_800_123_456);
+        assert_eq!(time.iso(), "2026-01-31T12:00:00.123456Z");
+        assert_eq!(DbTime::from_iso(&time.iso()), Some(time));
+        assert_eq!(DbTime::from_iso("2026-01-31"), DbTime::from_iso("2026-01-31T00:00:00Z"));
+        assert_eq!(DbTime(i64::MAX).iso(), "infinity");
+        assert_eq!(DbTime(-1).iso(), "-infinity");
+        for text in ["", "yesterday", "2026-13-01", "2026-01-31T12:00:00+01:00", "1960-01-01", "2026-1-1"] {
+            assert_eq!(DbTime::from_iso(text), None, "{text}");
+        }
+    }
 }

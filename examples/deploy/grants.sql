@@ -7,10 +7,10 @@
 
 GRANT USAGE ON SCHEMA public TO :"role";
 
--- Claims and results. The rest of a delivery is never written.
-GRANT SELECT ON public.webhook_deliveries TO :"role";
+-- Claims and results, replays and backfills. The rest of a delivery is never written.
+GRANT SELECT, INSERT ON public.webhook_deliveries TO :"role";
 GRANT UPDATE (status, attempts, last_attempt_at, next_retry_at, response_status, response_body, error_message,
-    delivered_at) ON public.webhook_deliveries TO :"role";
+    created_at, delivered_at) ON public.webhook_deliveries TO :"role";
 
 -- Where to send. `enabled` is written when a receiver says 410 or has failed for days; the same right lets an ordered
 -- claim lock its destination.
@@ -19,7 +19,7 @@ GRANT UPDATE (enabled, updated_at) ON public.webhook_destinations TO :"role";
 GRANT SELECT ON public.posthaste_destination_settings TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_destination_state TO :"role";
 
--- What to send. INSERT only for --operational-events.
+-- What to send. INSERT only for --operational-events and for events that are posted to the API.
 GRANT SELECT, INSERT ON public.activity_logs TO :"role";
 
 -- Failed attempts, bounded per delivery.
@@ -32,3 +32,7 @@ GRANT SELECT, INSERT, UPDATE ON public.posthaste_retention TO :"role";
 
 -- Whether everything has been migrated.
 GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role";
+
+-- Replays and backfills, and what of the past they must not send again.
+GRANT SELECT, INSERT, UPDATE ON public.posthaste_jobs TO :"role";
+GRANT SELECT ON public.posthaste_retention TO :"role";

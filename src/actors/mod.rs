@@ -19,12 +19,15 @@
 //! flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole process
 //! and are shared fairly between organizations: requests in flight, and bytes of events in memory.
 //!
-//! Shutdown, in this order: no claims any more; every destination gives back what has not started and ends
-//! what has, within the grace; the results are written; the arbiters stop.
+//! Beside them, [`jobs`] queues deliveries for replays and backfills, through the database.
+//!
+//! Shutdown, in this order: no jobs and no claims any more; every destination gives back what has not started
+//! and ends what has, within the grace; the results are written; the arbiters stop.
 
 mod claims;
 pub mod db;
 pub mod destination;
+pub mod jobs;
 mod lanes;
 pub mod limit;
 mod listen;
@@ -43,6 +46,7 @@ use actix::prelude::*;
 use tokio::sync::watch;
 
 use self::db::DbActor;
+use self::jobs::Runner;
 use self::limit::Limit;
 use self::retention::{RetentionActor, RetentionSnapshot};
 use self::supervisor::Supervisor;
@@ -144,6 +148,8 @@ pub struct Dispatcher {
     pub db: Addr<DbActor>,
     /// The actor that has ended; empty while both live.
     ended: watch::Receiver<&'static str>,
+    /// Works on jobs.
+    pub jobs: Runner,
     /// Deletes what is old, unless everything is kept.
     pub retention: Option<Addr<RetentionActor>>,
     /// What all destinations share.
@@ -168,13 +174,14 @@ impl Dispatcher {
         let lifeline = |name| Lifeline { name, ended: told.clone() };
         let planned = store::planned(options.clone());
         let db = DbActor::new(config.clone(), planned, bytes, lifeline("the database actor")).start();
+        let jobs = Runner::start(store::pool(store::indexed(options.clone()), 1), config.poll_interval);
         let ages = config.operations.retention;
         let retention = (!ages.is_off()).then(|| RetentionActor::new(options.clone(), ages).start());
         let tallies = Tallies::new(config.operations.metrics_max_destinations);
         let shared = Arc::new(Shared { config, network, slots, tallies, trouble: Trouble::default() });
         let lifeline = lifeline("the supervisor");
         let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), lifeline).start();
-        Ok(Dispatcher { pool, supervisor, db, ended, retention, shared, options })
+        Ok(Dispatcher { pool, supervisor, db, ended, jobs, retention, shared, options })
     }
 
     /// Asks the database and the actors how they are.
@@ -236,6 +243,7 @@ impl Dispatcher {
 
     /// Stops in order; returns when everything is written and the destinations are gone.
     pub async fn stop(self) {
+        self.jobs.stop().await;
         // At the same time as the rest: a batch under way ends by itself.
         let pruning = self.retention.as_ref().map(|retention| retention.send(retention::Stop));
         let pruned = actix_rt::spawn(async move {

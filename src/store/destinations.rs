@@ -268,6 +268,21 @@ pub async fn disable(
     })
 }
 
+const IS_ENABLED: &str = "SELECT enabled FROM public.webhook_destinations WHERE id = $2 AND org_id = $1";
+
+/// Whether a destination of `org` is enabled; `None`: it has no such destination.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn is_enabled(
+    db: impl PgExecutor<'_>,
+    org: OrgId,
+    destination: DestinationId,
+) -> Result<Option<bool>, StoreError> {
+    let query = sqlx::query_scalar(IS_ENABLED).bind(org.0).bind(destination.0);
+    in_time(query.fetch_optional(db)).await
+}
+
 /// An operational event: something that an organization may want to know about its own deliveries.
 #[derive(Clone, Debug)]
 pub struct OperationalEvent {

@@ -101,7 +101,7 @@ fn denied(error: &sqlx::Error) -> bool {
 }
 
 /// What `serve` needs; `examples/deploy/grants.sql` grants exactly this.
-const NEEDED: [(&str, &str); 20] = [
+const NEEDED: [(&str, &str); 26] = [
     ("webhook_deliveries", "SELECT"),
     ("webhook_deliveries", "UPDATE (status)"),
     ("webhook_deliveries", "UPDATE (attempts)"),
@@ -111,6 +111,8 @@ const NEEDED: [(&str, &str); 20] = [
     ("webhook_deliveries", "UPDATE (response_body)"),
     ("webhook_deliveries", "UPDATE (error_message)"),
     ("webhook_deliveries", "UPDATE (delivered_at)"),
+    ("webhook_deliveries", "UPDATE (created_at)"),
+    ("webhook_deliveries", "INSERT"),
     ("webhook_destinations", "SELECT"),
     ("webhook_destinations", "UPDATE (enabled)"),
     ("webhook_destinations", "UPDATE (updated_at)"),
@@ -122,6 +124,10 @@ const NEEDED: [(&str, &str); 20] = [
     ("posthaste_destination_state", "DELETE"),
     ("posthaste_attempts", "SELECT"),
     ("posthaste_attempts", "INSERT"),
+    ("posthaste_jobs", "SELECT"),
+    ("posthaste_jobs", "INSERT"),
+    ("posthaste_jobs", "UPDATE"),
+    ("posthaste_retention", "SELECT"),
 ];
 
 /// What retention needs besides: without it nothing is delivered later, the tables only grow.

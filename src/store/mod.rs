@@ -9,8 +9,11 @@ pub mod deliveries;
 pub mod demo;
 pub mod destinations;
 pub mod doctor;
+pub mod events;
+pub mod jobs;
 pub mod listener;
 pub mod migrate;
+pub mod page;
 pub mod presence;
 pub mod queues;
 pub mod retention;
@@ -76,6 +79,22 @@ impl StoreError {
             StoreError::Database(sqlx::Error::Database(error)) => {
                 error.code().is_some_and(|code| code.starts_with("54") || matches!(&*code, "53200" | "XX000"))
             }
+            _ => false,
+        }
+    }
+
+    /// The constraint that refused the data.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.constraint(),
+            _ => None,
+        }
+    }
+
+    /// Whether something of this name is there already (SQLSTATE 23505).
+    pub fn is_about_uniqueness(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.is_unique_violation(),
             _ => false,
         }
     }
@@ -147,9 +166,23 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
     ])
 }
 
+/// `options` for the statements behind the API and the command line: each is made for an index, whatever the
+/// planner takes a table for.
+pub fn indexed(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("enable_seqscan", "off"), ("jit", "off")])
+}
+
 /// A pool of at most `most` connections; it opens none yet.
 pub fn pool(options: ConnectOptions, most: u32) -> Pool {
     PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options)
+}
+
+/// A connection of `pool`, to be used for one thing and given back.
+///
+/// # Errors
+/// When none is free in time, or the database does not answer.
+pub async fn acquire(pool: &Pool) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, StoreError> {
+    in_time(pool.acquire()).await
 }
 
 /// Opens one connection.

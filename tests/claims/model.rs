@@ -342,7 +342,9 @@ impl Model {
             let held = row.is_open() && row.is_leased(now, None);
             if !held && (!only_dead || row.status == Status::Dead) {
                 (row.status, row.attempts) = (Status::Pending, 0);
-                (row.next, row.created) = (Some(now), now);
+                // Later than any attempt, also than one by a clock that is ahead: it is no lease.
+                row.next = Some(row.last.map_or(now, |last| now.max(last.next())));
+                row.created = now;
             }
         }
     }

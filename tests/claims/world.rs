@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use posthaste::model::{DbTime, Delivery, DestinationId, FailedAttempt, Outcome};
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room, record, record_unlocked};
+use posthaste::model::{DbTime, Delivery, DeliveryId, DestinationId, FailedAttempt, OrgId, Outcome, Status};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room, record, record_unlocked, retry};
 use posthaste::store::destinations::{self, Disabled};
-use posthaste::store::{self, Connection, presence};
+use posthaste::store::{self, Connection, jobs, presence};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -19,16 +19,6 @@ const PASS: [&str; 2] = [
         next_retry_at = next_retry_at - $1 * interval '1 s', created_at = created_at - $1 * interval '1 s'",
     "UPDATE posthaste_attempts SET started_at = started_at - $1 * interval '1 s'",
 ];
-/// What replaying is, by the contract; `$2`: only the dead ones.
-const REPLAY: &str = "
-    WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now)
-    UPDATE webhook_deliveries d
-    SET status = 'pending', attempts = 0, next_retry_at = now, created_at = now, delivered_at = NULL
-    FROM clock
-    WHERE d.destination_id = $1 AND (NOT $2 OR d.status = 'dead')
-      AND (d.status IN ('pending', 'failed') AND last_attempt_at > now - interval '45 s'
-           AND (next_retry_at IS NULL OR last_attempt_at >= next_retry_at)) IS NOT TRUE";
-
 struct Process {
     connection: Connection,
     backend: i32,
@@ -104,8 +94,7 @@ impl<'a> World<'a> {
             Op::Order { of, ordered } => self.model.destinations[*of].ordered = *ordered,
             Op::Replay { of, only_dead } => {
                 let now = self.model.now();
-                let replay = sqlx::query(REPLAY).bind(self.destinations[*of]).bind(only_dead);
-                replay.execute(&self.db.pool).await.unwrap();
+                self.replay(*of, *only_dead).await?;
                 self.model.replay(*of, *only_dead, now);
             }
             Op::Reset { row, how } => self.reset(*row, *how).await,
@@ -342,6 +331,38 @@ impl<'a> World<'a> {
     async fn switch(&self, of: usize, enabled: bool) {
         let sql = sqlx::query("UPDATE webhook_destinations SET enabled = $2 WHERE id = $1");
         sql.bind(self.destinations[of]).bind(enabled).execute(&self.db.pool).await.unwrap();
+    }
+
+    /// The dead ones by a job, all of them by hand.
+    async fn replay(&mut self, of: usize, only_dead: bool) -> Verdict {
+        let destination = DestinationId(self.destinations[of]);
+        if !only_dead {
+            let rows = self.model.rows.iter().filter(|row| row.destination == of);
+            let ids: Vec<DeliveryId> = rows.map(|row| DeliveryId(row.id)).collect();
+            let retried = retry(&mut self.recorder, OrgId(self.org), &ids).await.unwrap();
+            return match retried.unknown.is_empty() {
+                true => Ok(()),
+                false => Err(format!("{:?} are not known", retried.unknown)),
+            };
+        }
+        let spec = jobs::Spec {
+            kind: jobs::Kind::Replay,
+            org: OrgId(self.org),
+            destination,
+            from: None,
+            to: None,
+            statuses: vec![Status::Dead],
+            event_type: None,
+        };
+        let job = jobs::create(&mut self.recorder, &spec).await.unwrap().unwrap();
+        let pace = jobs::Pace { rows: 2, look: 2, pause: Duration::ZERO, patience: Duration::ZERO };
+        loop {
+            match jobs::work(&mut self.recorder, job.id, spec.kind, &pace).await.unwrap() {
+                Some(jobs::State::Running) => {}
+                Some(jobs::State::Done) => return Ok(()),
+                other => return Err(format!("the replay is {other:?}")),
+            }
+        }
     }
 
     async fn reset(&mut self, row: usize, how: Reset) {

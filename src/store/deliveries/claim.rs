@@ -105,7 +105,7 @@ pub struct ClaimSql {
 }
 
 /// Columns of the event that an application's own table may lack, with their types.
-const OPTIONAL_COLUMNS: [(&str, &str); 5] = [
+pub(in crate::store) const OPTIONAL_COLUMNS: [(&str, &str); 5] = [
     ("employee_id", "uuid"),
     ("session_id", "uuid"),
     ("client_name", "text"),
@@ -268,13 +268,20 @@ const NULLS: &str = "NULL::uuid, NULL::int, NULL::timestamp, NULL::timestamp, NU
     NULL::uuid, NULL::uuid, NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::text, NULL::text, \
     NULL::text, NULL::text, NULL::text, NULL::boolean";
 
+/// The columns that this database's events have.
+pub(in crate::store) async fn event_columns(
+    connection: &mut PgConnection,
+) -> Result<Vec<String>, StoreError> {
+    in_time(sqlx::query_scalar(EVENT_COLUMNS).fetch_all(connection)).await
+}
+
 impl ClaimSql {
     /// Reads which columns this database's events have.
     ///
     /// # Errors
     /// Whatever the database says.
     pub async fn read(connection: &mut PgConnection) -> Result<ClaimSql, StoreError> {
-        let columns: Vec<String> = in_time(sqlx::query_scalar(EVENT_COLUMNS).fetch_all(connection)).await?;
+        let columns = event_columns(connection).await?;
         Ok(ClaimSql::new(|column| columns.iter().any(|c| c == column)))
     }
 

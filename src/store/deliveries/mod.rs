@@ -1,4 +1,5 @@
-//! Claiming and recording: the two statements that everything else waits for.
+//! Claiming and recording, the two statements that everything else waits for; and what people do: look at
+//! deliveries, queue them again.
 //!
 //! **The lease.** A claim is written to the row itself: a delivery is leased if and only if
 //!
@@ -11,12 +12,17 @@
 //! that finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
 
 mod claim;
+pub mod list;
 mod record;
+mod requeue;
 
 use std::time::Duration;
 
 pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered, Room};
+pub(super) use self::claim::{OPTIONAL_COLUMNS, event_columns};
 pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
+pub use self::requeue::{Retried, retry};
+pub(super) use self::requeue::{not_leased, requeued};
 
 /// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
 pub const LEASE: Duration = Duration::from_secs(45);

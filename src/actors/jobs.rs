@@ -1,0 +1,160 @@
+//! Who works on jobs: a task beside the dispatcher, and whoever waits for a job at the command line.
+//!
+//! It does nothing while there are none, notices new ones when it is woken or at the next poll, and shares
+//! them with every other process through their rows (see [`crate::store::jobs`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_rt::task::JoinHandle;
+use tokio::sync::{Notify, watch};
+
+use crate::clock;
+use crate::model::JobId;
+use crate::store::jobs::{self, Kind, Pace, State};
+use crate::store::{self, Connection, Pool, StoreError};
+
+/// Beside live traffic: some 200 rows a second, two at a time, so that a live delivery finds a request free.
+pub const GENTLE: Pace =
+    Pace { rows: 25, look: 1_000, pause: Duration::from_millis(120), patience: Duration::from_secs(1) };
+/// Where nobody dispatches, there is no live delivery to wait.
+pub const FAST: Pace =
+    Pace { rows: 250, look: 2_000, pause: Duration::from_millis(1), patience: Duration::from_millis(1) };
+/// A batch is followed by a pause of so many times what it took: the database has others to serve.
+const REST: u32 = 4;
+/// Until a batch that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The task that works on jobs.
+#[derive(Clone)]
+pub struct Runner(Arc<Inner>);
+
+struct Inner {
+    wake: Notify,
+    stop: watch::Sender<bool>,
+    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Runner {
+    /// Starts it. It looks for jobs every `poll`.
+    pub fn start(pool: Pool, poll: Duration) -> Runner {
+        let runner = Runner(Arc::new(Inner {
+            wake: Notify::new(),
+            stop: watch::Sender::new(false),
+            task: std::sync::Mutex::new(None),
+        }));
+        let task = actix_rt::spawn(run(runner.clone(), pool, poll));
+        *runner.0.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(task);
+        runner
+    }
+
+    /// There may be a new job.
+    pub fn wake(&self) {
+        self.0.wake.notify_one();
+    }
+
+    /// Lets the batch that is under way end, and stops. What is left goes on with the next process.
+    pub async fn stop(&self) {
+        self.0.stop.send_replace(true);
+        let task = self.0.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(task) = task
+            && task.await.is_err()
+        {
+            log::error!("the runner of jobs had panicked");
+        }
+    }
+}
+
+async fn run(runner: Runner, pool: Pool, poll: Duration) {
+    let mut stop = runner.0.stop.subscribe();
+    let mut worker = Worker::new(GENTLE);
+    let mut said = String::new();
+    while !*stop.borrow_and_update() {
+        let wait = match turn(&pool, &mut worker).await {
+            Ok(wait) => {
+                said.clear();
+                wait.map_or(poll, |wait| wait.min(poll))
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if error != said {
+                    log::warn!("jobs wait, trying again until the database answers: {error}");
+                    said = error;
+                }
+                RETRY
+            }
+        };
+        tokio::select! {
+            _ = stop.changed() => {}
+            () = runner.0.wake.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// One batch of each job whose turn it is; how long until it is the turn of the next one.
+async fn turn(pool: &Pool, worker: &mut Worker) -> Result<Option<Duration>, StoreError> {
+    let mut connection = store::acquire(pool).await?;
+    let done = batches(&mut connection, worker).await;
+    if done.is_err() {
+        // A statement may still be running on it.
+        connection.close_on_drop();
+    }
+    done
+}
+
+async fn batches(connection: &mut Connection, worker: &mut Worker) -> Result<Option<Duration>, StoreError> {
+    let mut next: Option<Duration> = None;
+    for (id, kind, wait) in jobs::waiting(connection).await? {
+        let wait = if wait.is_zero() { worker.batch(connection, id, kind).await?.1 } else { wait };
+        next = Some(next.map_or(wait, |next| next.min(wait)));
+    }
+    Ok(next)
+}
+
+/// Does batches at a pace.
+pub struct Worker {
+    pace: Pace,
+    /// How long the last batch took.
+    took: Duration,
+}
+
+impl Worker {
+    /// One that has done nothing yet.
+    pub fn new(pace: Pace) -> Worker {
+        Worker { pace, took: Duration::ZERO }
+    }
+
+    /// The next batch of a job, if it is its turn. Returns the state after it, and how long to wait before
+    /// the next one.
+    ///
+    /// # Errors
+    /// When the database does not answer; the connection must be dropped. What it says against the batch is
+    /// kept with the job, which tries again later.
+    pub async fn batch(
+        &mut self,
+        connection: &mut Connection,
+        id: JobId,
+        kind: Kind,
+    ) -> Result<(Option<State>, Duration), StoreError> {
+        // An interval of PostgreSQL has no nanoseconds.
+        let pause = Duration::from_micros(self.pace.pause.max(self.took * REST).as_micros() as u64);
+        let began = clock::now();
+        let done = jobs::work(connection, id, kind, &Pace { pause, ..self.pace }).await;
+        self.took = began.elapsed();
+        match done {
+            Ok(state) => {
+                if let Some(state @ (State::Done | State::Failed)) = state {
+                    log::info!("job={id} {} is {}", kind.name(), state.name());
+                }
+                Ok((state, pause))
+            }
+            Err(error) if error.is_an_answer() => {
+                log::warn!("job={id} a batch failed, it is tried again: {error}");
+                jobs::postpone(connection, id, &error.to_string(), RETRY).await?;
+                Ok((Some(State::Running), RETRY))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
