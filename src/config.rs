@@ -287,7 +287,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A count of bytes or things: `4096`, `64KiB`, `5MiB`, `1GiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+/// Reads a number of bytes: `5242880`, `5MiB`.
+///
+/// # Errors
+/// What it is not, as the end of a sentence.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, unit) = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)]
         .into_iter()
         .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|digits| (digits, unit)))

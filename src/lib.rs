@@ -47,11 +47,12 @@
 //! | [`store`] | the only SQL |
 //! | [`outbound`] | the only HTTP client |
 //! | [`actors`] | who does what when; what they count is in [`actors::tally`] |
+//! | [`manage`] | what people do, by the API and by the command line alike |
 //! | [`admin`] | the HTTP server; [`admin::metrics`] is a page of it |
 //! | [`embedded`] | a private PostgreSQL |
 //!
-//! Imports point one way: model ← policy, format ← store, outbound ← actors ← admin ← cli. `tests/tidy.rs`
-//! holds it.
+//! Imports point one way: model ← policy, format ← store, outbound ← actors ← manage ← admin ← cli.
+//! `tests/tidy.rs` holds it.
 //!
 //! # What always holds
 //!
@@ -77,6 +78,7 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod format;
+pub mod manage;
 pub mod model;
 pub mod outbound;
 pub mod policy;

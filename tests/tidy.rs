@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Imports point one way. A module may use the crate's modules that stand beside it here, and itself.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("clock", &["model"]),
     ("config", &["model", "policy"]),
@@ -17,10 +17,14 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("outbound", &["model", "clock", "config", "policy", "format"]),
     ("embedded", &["model", "clock", "store"]),
     ("actors", &["model", "clock", "config", "policy", "format", "store", "outbound"]),
-    ("admin", &["model", "clock", "config", "policy", "format", "store", "outbound", "actors"]),
+    ("manage", &["model", "clock", "config", "policy", "format", "store", "outbound", "actors"]),
+    ("admin", &["model", "clock", "config", "policy", "format", "store", "outbound", "actors", "manage"]),
     (
         "cli",
-        &["model", "clock", "config", "policy", "format", "store", "outbound", "embedded", "actors", "admin"],
+        &[
+            "model", "clock", "config", "policy", "format", "store", "outbound", "embedded", "actors",
+            "manage", "admin",
+        ],
     ),
     ("main", &["cli"]),
 ];

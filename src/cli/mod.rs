@@ -1,7 +1,11 @@
 //! The command line: one short file a subcommand.
 
 pub mod check;
+pub mod deliveries;
 pub mod demo;
+pub mod desk;
+pub mod events;
+pub mod jobs;
 pub mod logging;
 pub mod migrate;
 pub mod secrets;
@@ -39,6 +43,12 @@ pub enum Command {
     Check(Box<check::Args>),
     /// Encrypt the secrets of destinations, change their key, count them
     Secrets(Box<secrets::Args>),
+    /// List deliveries, show one, retry and replay them
+    Deliveries(Box<deliveries::Args>),
+    /// List events, show one, send some, backfill past ones
+    Events(Box<events::Args>),
+    /// List, show and cancel replays and backfills
+    Jobs(Box<jobs::Args>),
     /// See the whole thing work, on a database of its own
     Demo(Box<demo::Args>),
 }
@@ -51,6 +61,9 @@ impl Cli {
             Command::Migrate(args) => migrate::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Secrets(args) => secrets::run(&args),
+            Command::Deliveries(args) => deliveries::run(&args),
+            Command::Events(args) => events::run(&args),
+            Command::Jobs(args) => jobs::run(&args),
             Command::Demo(args) => demo::run(*args),
         }
     }

@@ -1,0 +1,205 @@
+//! `posthaste events`: lists, one with its deliveries, sending, backfill.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use uuid::Uuid;
+
+use super::desk::{self, DeskArgs, Failure};
+use crate::config::DEFAULT_MAX_EVENT_BYTES;
+use crate::manage::List;
+use crate::manage::events::{self, DetailView, Query, Receipt, View};
+use crate::manage::jobs::{self, Backfill};
+use crate::model::{DestinationId, EventId};
+
+/// Bytes of a file of events.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// Arguments of `posthaste events`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// List events, the newest first
+    List(ListArgs),
+    /// Show an event and its deliveries
+    Show(ShowArgs),
+    /// Write events, as an INSERT into activity_logs does: JSON, an object or an array of up to 1,000
+    Send(SendArgs),
+    /// Queue past events for a destination that never got them, by a job beside live traffic
+    Backfill(BackfillArgs),
+}
+
+/// Arguments of `list`.
+#[derive(clap::Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// Only events of this type
+    #[arg(long, value_name = "TYPE")]
+    pub event_type: Option<String>,
+    /// From this time (UTC) on, e.g. 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Before this time (UTC) [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// Rows at most [default: 50]
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<String>,
+    /// Where the page before said to go on
+    #[arg(long)]
+    pub cursor: Option<String>,
+}
+
+/// Arguments of `show`.
+#[derive(clap::Args, Debug)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// The event
+    pub id: Uuid,
+}
+
+/// Arguments of `send`.
+#[derive(clap::Args, Debug)]
+pub struct SendArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// A file with the events; without, or -, standard input
+    pub file: Option<PathBuf>,
+    /// Largest event and largest batch, in bytes of JSON, 1KiB to 64MiB; larger events are dead at once
+    #[arg(long, env = "POSTHASTE_MAX_EVENT_BYTES", default_value = DEFAULT_MAX_EVENT_BYTES,
+          value_name = "BYTES")]
+    pub max_event_bytes: String,
+}
+
+/// Arguments of `backfill`.
+#[derive(clap::Args, Debug)]
+pub struct BackfillArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// The destination
+    #[arg(long, value_name = "UUID")]
+    pub destination: Uuid,
+    /// From this time (UTC) on, e.g. 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Before this time (UTC) [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// Also over a time of which retention has deleted deliveries: what was delivered then is sent again
+    #[arg(long)]
+    pub force: bool,
+    /// Only count them
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Work on it here until it is done, instead of leaving it to a running dispatcher
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    match &args.command {
+        Command::List(args) => {
+            let query = Query {
+                event_type: args.event_type.clone(),
+                from: args.from.clone(),
+                to: args.to.clone(),
+                limit: args.limit.clone(),
+                cursor: args.cursor.clone(),
+            };
+            desk::run(&args.desk, async |conn, org| Ok(events::list(conn, org, &query).await?), list)
+        }
+        Command::Show(args) => {
+            let id = EventId(args.id);
+            desk::run(&args.desk, async |conn, org| Ok(events::one(conn, org, id).await?), show)
+        }
+        Command::Send(args) => {
+            let send = async |conn: &mut _, org| {
+                let most = crate::config::parse_bytes(&args.max_event_bytes);
+                let most = most.map_err(|fault| Failure::invalid("--max-event-bytes", fault))?;
+                let sent = events::read(&input(args)?)?;
+                Ok(events::send(conn, org, sent, most as usize).await?)
+            };
+            desk::run(&args.desk, send, |receipts| sent(receipts))
+        }
+        Command::Backfill(args) => {
+            let asked = Backfill {
+                from: args.from.clone(),
+                to: args.to.clone(),
+                force: args.force,
+                dry_run: args.dry_run,
+            };
+            let destination = DestinationId(args.destination);
+            let backfill = async |conn: &mut _, org| {
+                let begun = jobs::backfill(conn, org, destination, &asked, desk::COUNTING).await?;
+                desk::begin(conn, org, args.wait, begun).await
+            };
+            desk::run(&args.desk, backfill, desk::begun)
+        }
+    }
+}
+
+fn input(args: &SendArgs) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let file = args.file.as_ref().filter(|file| file.as_os_str() != "-");
+    let read = match file {
+        Some(file) => {
+            std::fs::File::open(file).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
+        }
+        None => std::io::stdin().take(MAX_FILE_BYTES).read_to_end(&mut bytes),
+    };
+    let name = file.map_or("standard input".into(), |file| file.display().to_string());
+    read.map_err(|error| Failure::Input(format!("{name} cannot be read: {error}")))?;
+    Ok(bytes)
+}
+
+fn list(page: &List<View>) {
+    let row = |event: &View| {
+        [
+            event.id.to_string(),
+            event.created_at.clone(),
+            event.event_type.clone(),
+            event.event_category.clone(),
+        ]
+    };
+    desk::table(["ID", "CREATED", "TYPE", "CATEGORY"], page.items.iter().map(row));
+    desk::next(page.next_cursor.as_ref());
+}
+
+fn show(detail: &DetailView) {
+    desk::fields([
+        ("event", Some(detail.event.id.to_string())),
+        ("type", Some(detail.event.event_type.clone())),
+        ("category", Some(detail.event.event_category.clone())),
+        ("created", Some(detail.event.created_at.clone())),
+        ("employee", detail.employee_id.map(|id| id.to_string())),
+        ("session", detail.session_id.map(|id| id.to_string())),
+        ("client", detail.client_name.clone()),
+        ("client version", detail.client_version.clone()),
+        ("content", detail.content.clone()),
+        ("payload", Some(detail.payload.get().to_owned())),
+    ]);
+    if !detail.deliveries.is_empty() {
+        println!();
+        super::deliveries::rows(&detail.deliveries);
+    }
+}
+
+fn sent(receipts: &[Receipt]) {
+    let row = |receipt: &Receipt| [receipt.id.to_string(), receipt.created_at.clone()];
+    desk::table(["ID", "CREATED"], receipts.iter().map(row));
+}

@@ -1,0 +1,89 @@
+//! `posthaste jobs`: replays and backfills, looked at and cancelled.
+
+use std::process::ExitCode;
+
+use uuid::Uuid;
+
+use super::desk::{self, DeskArgs};
+use crate::manage::List;
+use crate::manage::jobs::{self, Query, View};
+use crate::model::JobId;
+
+/// Arguments of `posthaste jobs`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// List replays and backfills, the newest first
+    List(ListArgs),
+    /// Show how far one is
+    Show(OneArgs),
+    /// Stop one; what it has queued stays queued
+    Cancel(OneArgs),
+}
+
+/// Arguments of `list`.
+#[derive(clap::Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// Rows at most [default: 50]
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<String>,
+    /// Where the page before said to go on
+    #[arg(long)]
+    pub cursor: Option<String>,
+}
+
+/// Arguments of `show` and `cancel`.
+#[derive(clap::Args, Debug)]
+pub struct OneArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// The job
+    pub id: Uuid,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    match &args.command {
+        Command::List(args) => {
+            let query = Query { limit: args.limit.clone(), cursor: args.cursor.clone() };
+            desk::run(&args.desk, async |conn, org| Ok(jobs::list(conn, org, &query).await?), list)
+        }
+        Command::Show(args) => {
+            let id = JobId(args.id);
+            desk::run(&args.desk, async |conn, org| Ok(jobs::one(conn, org, id).await?), desk::job)
+        }
+        Command::Cancel(args) => {
+            let id = JobId(args.id);
+            desk::run(&args.desk, async |conn, org| Ok(jobs::cancel(conn, org, id).await?), desk::job)
+        }
+    }
+}
+
+fn list(page: &List<View>) {
+    let row = |job: &View| {
+        [
+            job.id.to_string(),
+            job.created_at.clone(),
+            job.kind.to_owned(),
+            job.state.to_owned(),
+            desk::progress(job),
+            job.queued.to_string(),
+            job.destination_id.to_string(),
+            job.error.clone().unwrap_or_default(),
+        ]
+    };
+    let headings = ["ID", "CREATED", "KIND", "STATE", "SEEN", "QUEUED", "DESTINATION", "ERROR"];
+    desk::table(headings, page.items.iter().map(row));
+    desk::next(page.next_cursor.as_ref());
+}

@@ -1,0 +1,290 @@
+//! Events: posted by those who do not write SQL, listed, one with its deliveries.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::input::{Faults, MAX_EVENT_TYPE, shown};
+use super::{Fault, FieldFault, List, deliveries};
+use crate::model::{EventId, OrgId};
+use crate::store::destinations::OPERATIONAL_CATEGORY;
+use crate::store::events::{self, Filter, NewEvent, Posted};
+use crate::store::{Connection, StoreError, deliveries as store_deliveries};
+
+/// Events of one request.
+pub const MAX_EVENTS: usize = 1_000;
+/// The category of events that name none.
+pub const DEFAULT_CATEGORY: &str = "api";
+/// Characters of a category, a client's name and its version, as their columns have them.
+const MAX_CATEGORY: usize = 50;
+const MAX_CLIENT_NAME: usize = 100;
+const MAX_CLIENT_VERSION: usize = 50;
+
+/// An event as it was sent.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// Whoever repeats a request with the same id gets the same answer, and nothing is written twice.
+    pub id: Option<Uuid>,
+    /// What happened, such as `invoice.paid`.
+    pub event_type: String,
+    /// The kind of thing that happened.
+    pub event_category: Option<String>,
+    /// A sentence for people.
+    pub content: Option<String>,
+    /// Any JSON; it reaches receivers as it is.
+    pub payload: Option<Box<RawValue>>,
+    /// Who did it.
+    pub employee_id: Option<Uuid>,
+    /// In which session.
+    pub session_id: Option<Uuid>,
+    /// With which client.
+    pub client_name: Option<String>,
+    /// And which version of it.
+    pub client_version: Option<String>,
+}
+
+/// That an event is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Receipt {
+    /// Its id.
+    pub id: Uuid,
+    /// When it was written, for the first time.
+    pub created_at: String,
+}
+
+/// Reads events: a JSON object, or an array of them.
+///
+/// # Errors
+/// [`Fault::Invalid`] says where it is wrong.
+pub fn read(json: &[u8]) -> Result<Vec<Sent>, Fault> {
+    let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    let read = match is_array {
+        true => serde_json::from_slice(json),
+        false => serde_json::from_slice(json).map(|one| vec![one]),
+    };
+    read.map_err(|error: serde_json::Error| {
+        invalid(if is_array { "events" } else { "event" }, &error.to_string())
+    })
+}
+
+/// Writes `sent` for `org`: all of them, in this order, or none. Events larger than `max_bytes` of JSON would
+/// be dead at once.
+///
+/// # Errors
+/// [`Fault::Invalid`]; [`Fault::Conflict`] where an id belongs to another event; [`Fault::NotFound`] where
+/// there is no such organization; [`Fault::Store`].
+pub async fn send(
+    db: &mut Connection,
+    org: OrgId,
+    sent: Vec<Sent>,
+    max_bytes: usize,
+) -> Result<Vec<Receipt>, Fault> {
+    let many = sent.len() > 1;
+    let events = check(sent, max_bytes)?;
+    match events::insert(db, org, &events).await {
+        Ok(Posted::Stored(stored)) => {
+            let receipt =
+                |(id, at): (EventId, crate::model::DbTime)| Receipt { id: id.0, created_at: at.iso() };
+            Ok(stored.into_iter().map(receipt).collect())
+        }
+        Ok(Posted::Conflict(ids)) => {
+            let ids: Vec<String> = ids.iter().take(10).map(ToString::to_string).collect();
+            Err(Fault::Conflict(format!("{} belongs to an event with other contents", ids.join(", "))))
+        }
+        Ok(Posted::NoColumn(column)) => Err(invalid(column, "this application's events have no such column")),
+        Err(error) if error.is_about_data() => Err(refused(org, error, many)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What PostgreSQL has against the values.
+fn refused(org: OrgId, error: StoreError, many: bool) -> Fault {
+    match error.constraint() {
+        Some(name) if name.contains("org_id") => Fault::NotFound(format!("organization {org}")),
+        Some(name) if name.contains("employee") => invalid("employee_id", "there is no such employee"),
+        Some(_) => invalid("event", &error.to_string()),
+        None if many => invalid("payload", &format!("of one of the events: {error}")),
+        None => invalid("payload", &error.to_string()),
+    }
+}
+
+fn invalid(field: &str, detail: &str) -> Fault {
+    Fault::Invalid(vec![FieldFault { field: field.to_owned(), detail: detail.to_owned() }])
+}
+
+fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
+    let mut faults = Faults::default();
+    if !(1..=MAX_EVENTS).contains(&sent.len()) {
+        faults.add("events", format!("must be 1 to {MAX_EVENTS}, not {}", sent.len()));
+        return faults.check(Vec::new());
+    }
+    let many = sent.len() > 1;
+    let mut places: HashMap<Uuid, usize> = HashMap::new();
+    let mut events = Vec::with_capacity(sent.len());
+    for (at, one) in sent.into_iter().enumerate() {
+        let place = |field: &str| if many { format!("events[{at}].{field}") } else { field.to_owned() };
+        let texts = [
+            ("event_type", Some(&one.event_type), 1, MAX_EVENT_TYPE),
+            ("event_category", one.event_category.as_ref(), 1, MAX_CATEGORY),
+            ("content", one.content.as_ref(), 0, usize::MAX),
+            ("client_name", one.client_name.as_ref(), 0, MAX_CLIENT_NAME),
+            ("client_version", one.client_version.as_ref(), 0, MAX_CLIENT_VERSION),
+        ];
+        for (field, text, least, most) in texts {
+            let Some(text) = text else { continue };
+            if !(least..=most).contains(&text.chars().count()) {
+                faults.add(&place(field), format!("must have {least} to {most} characters"));
+            }
+            if text.contains('\0') {
+                faults.add(&place(field), "must not contain the character NUL");
+            }
+        }
+        if one.event_category.as_deref() == Some(OPERATIONAL_CATEGORY) {
+            faults.add(&place("event_category"), "\"webhook\" is kept for what Posthaste itself tells");
+        }
+        let payload = one.payload.as_ref().map_or("{}", |payload| payload.get());
+        if has_nul(payload) {
+            faults.add(&place("payload"), "must not contain the character NUL (\\u0000)");
+        }
+        let bytes = payload.len() + one.content.as_ref().map_or(0, String::len);
+        if bytes > max_bytes {
+            faults
+                .add(&place("payload"), format!("with the content, {bytes} bytes are more than {max_bytes}"));
+        }
+        let id = one.id.unwrap_or_else(Uuid::new_v4);
+        if let Some(first) = places.insert(id, at) {
+            faults.add(&place("id"), format!("is the id of events[{first}], too"));
+        }
+        events.push(NewEvent {
+            id: EventId(id),
+            event_type: one.event_type,
+            event_category: one.event_category.unwrap_or_else(|| DEFAULT_CATEGORY.into()),
+            content: one.content,
+            payload: payload.to_owned(),
+            employee_id: one.employee_id,
+            session_id: one.session_id,
+            client_name: one.client_name,
+            client_version: one.client_version,
+        });
+    }
+    faults.check(events)
+}
+
+/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
+fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        // An even number of backslashes before it are as many halves as characters.
+        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
+    })
+}
+
+/// Which events to list, as it was asked.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Only those of this type.
+    pub event_type: Option<String>,
+    /// Created at this time or later.
+    pub from: Option<String>,
+    /// Created before this time.
+    pub to: Option<String>,
+    /// Rows of the page.
+    pub limit: Option<String>,
+    /// Where it starts.
+    pub cursor: Option<String>,
+}
+
+/// An event as lists show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct View {
+    /// Its id.
+    pub id: Uuid,
+    /// What happened.
+    pub event_type: String,
+    /// The kind of thing that happened.
+    pub event_category: String,
+    /// When.
+    pub created_at: String,
+}
+
+/// An event with everything, and its deliveries.
+#[derive(Clone, Debug, Serialize)]
+pub struct DetailView {
+    /// What lists show.
+    #[serde(flatten)]
+    pub event: View,
+    /// A sentence for people.
+    pub content: Option<String>,
+    /// Any JSON.
+    pub payload: Box<RawValue>,
+    /// Who did it.
+    pub employee_id: Option<Uuid>,
+    /// In which session.
+    pub session_id: Option<Uuid>,
+    /// With which client.
+    pub client_name: Option<String>,
+    /// And which version of it.
+    pub client_version: Option<String>,
+    /// Its deliveries, the oldest first; at most 1,000.
+    pub deliveries: Vec<deliveries::View>,
+}
+
+/// A page of the events of `org`, the newest first.
+///
+/// # Errors
+/// [`Fault::Invalid`], [`Fault::Store`].
+pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List<View>, Fault> {
+    let mut faults = Faults::default();
+    let (from, to) = faults.range(query.from.as_deref(), query.to.as_deref());
+    let filter = Filter { org, event_type: faults.event_type(query.event_type.as_deref()), from, to };
+    let limit = faults.limit(query.limit.as_deref());
+    let cursor = faults.cursor(query.cursor.as_deref());
+    let (filter, limit, cursor) = faults.check((filter, limit, cursor))?;
+    Ok(shown(events::list(db, &filter, cursor, limit).await?, view))
+}
+
+/// One event of `org`.
+///
+/// # Errors
+/// [`Fault::NotFound`], [`Fault::Store`].
+pub async fn one(db: &mut Connection, org: OrgId, id: EventId) -> Result<DetailView, Fault> {
+    let found = events::one(db, org, id).await?;
+    let full = found.ok_or_else(|| Fault::NotFound(format!("event {id}")))?;
+    let of_event = store_deliveries::list::of_event(db, org, id).await?;
+    Ok(DetailView {
+        event: view(full.event),
+        content: full.content,
+        payload: RawValue::from_string(full.payload).unwrap_or_default(),
+        employee_id: full.employee_id,
+        session_id: full.session_id,
+        client_name: full.client_name,
+        client_version: full.client_version,
+        deliveries: of_event.into_iter().map(deliveries::view).collect(),
+    })
+}
+
+fn view(listed: events::Listed) -> View {
+    View {
+        id: listed.id.0,
+        event_type: listed.event_type,
+        event_category: listed.event_category,
+        created_at: listed.created_at.iso(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nul_is_found_where_it_is_one() {
+        for (json, expected) in
+            [(r#""\u0000""#, true), (r#""\\u0000""#, false), (r#""\\\u0000""#, true), (r#""u0000""#, false)]
+        {
+            assert_eq!(has_nul(json), expected, "{json}");
+        }
+    }
+}

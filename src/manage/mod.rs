@@ -1,0 +1,52 @@
+//! What people manage: one function for each thing that can be done, used by the API and by the command line
+//! alike. Input is text as it came; it is checked here, all of it at once, and what is shown is made here.
+
+pub mod deliveries;
+pub mod events;
+pub mod input;
+pub mod jobs;
+
+use std::fmt;
+
+use crate::store::StoreError;
+
+/// What is wrong with one field of the input.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FieldFault {
+    /// Its name, as it is written: `payload`, `events[3].id`.
+    pub field: String,
+    /// A sentence about it.
+    pub detail: String,
+}
+
+impl fmt::Display for FieldFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.detail)
+    }
+}
+
+/// Why something was not done. Whichever it is, nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// There is no such thing, or it belongs to somebody else.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// The input is wrong, for each of these reasons.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldFault>),
+    /// What is there does not allow it.
+    #[error("{0}")]
+    Conflict(String),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A list as it is shown.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct List<T> {
+    /// A page of it. It may be shorter than asked for although there is more.
+    pub items: Vec<T>,
+    /// What to ask the next page with; null: there is none.
+    pub next_cursor: Option<String>,
+}
