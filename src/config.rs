@@ -92,7 +92,7 @@ impl SecretKeyArgs {
 /// The options that every dispatcher takes, whatever its database is.
 #[derive(Args, Clone, Debug)]
 pub struct DispatchArgs {
-    /// Address and port of the HTTP server (health)
+    /// Address and port of the HTTP server: API, health, metrics
     #[arg(long, env = "POSTHASTE_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
     pub listen: String,
     /// Networks that may be connected to although they are not public, comma-separated CIDRs

@@ -48,6 +48,8 @@
 //!   of 500 deliveries each, from their first arrival to their last.
 //! - **tenants**: the latency of 50 events/s to the only destination of one organization, alone and beside
 //!   another organization's backlog of 400,000 deliveries for 500 destinations.
+//! - **replay**: the latency of 500 events/s to 10 destinations, as in `latency`, alone and while 100,000
+//!   dead deliveries of one more destination of the first organization are replayed.
 //! - **backlog**: the program's own claim of 1,000 rows for 10 destinations with 100 thousand, 1 and 10
 //!   million due rows, and with 100 thousand due beside 10 million delivered ones. Filled once, growing
 //!   (`bulk.rs`), 10 deliveries to an event; a run is the median of 5 claims of what is due first, and of 20
@@ -82,6 +84,7 @@ mod process;
 mod producer;
 mod program;
 mod receiver;
+mod replay;
 mod report;
 mod responder;
 mod soak;
@@ -156,6 +159,7 @@ enum Scenario {
     Latency,
     Isolation,
     Tenants,
+    Replay,
     Backlog,
     Bloat,
     Fleet,
@@ -231,6 +235,7 @@ impl Bench {
                     Scenario::Latency => latency::run(self, run).await?,
                     Scenario::Isolation => isolation::run(self, run).await?,
                     Scenario::Tenants => tenants::run(self, run).await?,
+                    Scenario::Replay => replay::run(self, run).await?,
                     Scenario::Bloat => bloat::run(self, run).await?,
                     Scenario::Fleet => fleet::run(self, run).await?,
                     // These two repeat themselves, or take as long as they are told.

@@ -11,7 +11,7 @@ use std::fmt;
 use crate::store::StoreError;
 
 /// What is wrong with one field of the input.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
     /// Its name, as it is written: `payload`, `events[3].id`.
     pub field: String,
@@ -43,7 +43,7 @@ pub enum Fault {
 }
 
 /// A list as it is shown.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct List<T> {
     /// A page of it. It may be shorter than asked for although there is more.
     pub items: Vec<T>,

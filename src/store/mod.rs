@@ -13,6 +13,7 @@ pub mod events;
 pub mod jobs;
 pub mod listener;
 pub mod migrate;
+pub mod organizations;
 pub mod page;
 pub mod presence;
 pub mod queues;
@@ -34,6 +35,8 @@ pub type Connection = PgConnection;
 pub type ConnectOptions = PgConnectOptions;
 /// Some connections, opened when they are needed.
 pub type Pool = PgPool;
+/// A [`Connection`] that goes back to its pool.
+pub type Pooled = sqlx::pool::PoolConnection<sqlx::Postgres>;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -181,7 +184,7 @@ pub fn pool(options: ConnectOptions, most: u32) -> Pool {
 ///
 /// # Errors
 /// When none is free in time, or the database does not answer.
-pub async fn acquire(pool: &Pool) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, StoreError> {
+pub async fn acquire(pool: &Pool) -> Result<Pooled, StoreError> {
     in_time(pool.acquire()).await
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use standardwebhooks::Webhook;
 use uuid::Uuid;
 
 /// What the receiver does with a request.
@@ -83,6 +84,13 @@ impl Received {
     /// The value of a header; the name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the signature is one that `verifier` accepts.
+    pub fn is_signed(&self, verifier: &Webhook) -> bool {
+        let headers =
+            self.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        verifier.verify(&self.body, &headers).is_ok()
     }
 
     /// The body as JSON.
