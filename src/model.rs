@@ -62,6 +62,11 @@ id!(
     JobId
 );
 
+id!(
+    /// A row of `posthaste_api_keys`.
+    KeyId
+);
+
 /// The `status` of a delivery.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::input::{Faults, MAX_EVENT_TYPE, shown};
+use super::input::{Faults, MAX_EVENT_TYPE, has_nul, shown};
 use super::{Fault, FieldFault, List, deliveries};
 use crate::model::{EventId, OrgId};
 use crate::store::destinations::OPERATIONAL_CATEGORY;
@@ -135,12 +135,7 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         ];
         for (field, text, least, most) in texts {
             let Some(text) = text else { continue };
-            if !(least..=most).contains(&text.chars().count()) {
-                faults.add(&place(field), format!("must have {least} to {most} characters"));
-            }
-            if text.contains('\0') {
-                faults.add(&place(field), "must not contain the character NUL");
-            }
+            faults.text(&place(field), text, least, most);
         }
         if one.event_category.as_deref() == Some(OPERATIONAL_CATEGORY) {
             faults.add(&place("event_category"), "\"webhook\" is kept for what Posthaste itself tells");
@@ -171,14 +166,6 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         });
     }
     faults.check(events)
-}
-
-/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
-fn has_nul(json: &str) -> bool {
-    json.match_indices("\\u0000").any(|(at, _)| {
-        // An even number of backslashes before it are as many halves as characters.
-        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
-    })
 }
 
 /// Which events to list, as it was asked.

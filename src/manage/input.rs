@@ -33,6 +33,25 @@ impl Faults {
         if self.0.is_empty() { Ok(value) } else { Err(Fault::Invalid(self.0)) }
     }
 
+    /// Whether something is wrong with `field`, or with what it is a part of.
+    pub fn has(&self, field: &str) -> bool {
+        let is_inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.0.iter().any(|fault| {
+            fault.field.strip_prefix(field).is_some_and(is_inside)
+                || field.strip_prefix(&*fault.field).is_some_and(is_inside)
+        })
+    }
+
+    /// A text that a column of the database is to hold.
+    pub fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
+        if !(least..=most).contains(&text.chars().count()) {
+            self.add(field, format!("must have {least} to {most} characters"));
+        }
+        if text.contains('\0') {
+            self.add(field, "must not contain the character NUL");
+        }
+    }
+
     /// What `read` makes of a text that may be missing.
     pub fn read<T>(
         &mut self,
@@ -102,6 +121,14 @@ impl Faults {
     pub fn cursor(&mut self, text: Option<&str>) -> Option<Position> {
         self.read("cursor", text, "the next_cursor of a page, unchanged", position)
     }
+}
+
+/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
+pub(super) fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        // An even number of backslashes before it are as many halves as characters.
+        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
+    })
 }
 
 /// A position as a cursor: opaque, so that nobody counts on its form.
