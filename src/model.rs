@@ -63,6 +63,11 @@ id!(
     JobId
 );
 
+id!(
+    /// A row of `posthaste_api_keys`.
+    KeyId
+);
+
 /// The `status` of a delivery.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use self::metrics::Measure;
 use crate::actors::{Dispatcher, Readiness};
+use crate::manage::keys::Uses;
 use crate::model::Secret;
 use crate::store::{self, Pool};
 
@@ -28,12 +29,14 @@ const MAX_CONNECTIONS: usize = 512;
 pub struct State {
     dispatcher: Arc<Mutex<Result<(Dispatcher, Pool), String>>>,
     admin_token: Option<Secret>,
+    key_uses: Arc<Uses>,
 }
 
 impl State {
     /// Without a dispatcher yet, because of `why`. Who has `admin_token` may do everything.
     pub fn starting(why: &str, admin_token: Option<Secret>) -> State {
-        State { dispatcher: Arc::new(Mutex::new(Err(why.to_owned()))), admin_token }
+        let dispatcher = Arc::new(Mutex::new(Err(why.to_owned())));
+        State { dispatcher, admin_token, key_uses: Arc::default() }
     }
 
     /// From now on there is one, or another reason why there is none.

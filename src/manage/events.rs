@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::input::{Faults, MAX_EVENT_TYPE, Time, read_json, shown};
+use super::input::{Faults, MAX_EVENT_TYPE, Time, has_nul, read_array, read_object, shown};
 use super::{Fault, FieldFault, List, deliveries};
 use crate::model::{EventId, OrgId};
 use crate::store::destinations::OPERATIONAL_CATEGORY;
@@ -71,9 +71,9 @@ pub struct Receipt {
 pub fn read(json: &[u8]) -> Result<Vec<Sent>, Fault> {
     let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
     if !is_array {
-        return Ok(vec![read_json(json)?]);
+        return Ok(vec![read_object(json)?]);
     }
-    read_json(json).map_err(|fault| match fault {
+    read_array(json).map_err(|fault| match fault {
         Fault::Invalid(mut faults) => {
             faults.iter_mut().filter(|fault| fault.field.starts_with('[')).for_each(|fault| {
                 fault.field.insert_str(0, "events");
@@ -149,12 +149,7 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         ];
         for (field, text, least, most) in texts {
             let Some(text) = text else { continue };
-            if !(least..=most).contains(&text.chars().count()) {
-                faults.add(&place(field), format!("must have {least} to {most} characters"));
-            }
-            if text.contains('\0') {
-                faults.add(&place(field), "must not contain the character NUL");
-            }
+            faults.text(&place(field), text, least, most);
         }
         if one.event_category.as_deref() == Some(OPERATIONAL_CATEGORY) {
             faults.add(&place("event_category"), "\"webhook\" is kept for what Posthaste itself tells");
@@ -185,14 +180,6 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         });
     }
     faults.check(events)
-}
-
-/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
-fn has_nul(json: &str) -> bool {
-    json.match_indices("\\u0000").any(|(at, _)| {
-        // An even number of backslashes before it are as many halves as characters.
-        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
-    })
 }
 
 /// Which events to list, as it was asked.

@@ -1,8 +1,13 @@
 //! Reading input: text becomes values, and every fault is noted.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use utoipa::ToSchema;
@@ -32,11 +37,44 @@ const EARLIEST: i64 = -210_866_803_200_000_000;
 )]
 pub struct Time(#[allow(dead_code, reason = "only described")] String);
 
-/// Reads a JSON document.
+/// Something with named members. serde would take an array for it as well, member by member.
+pub struct Members<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Members<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members<T>, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(OfMap(PhantomData)).map(Members)
+    }
+}
+
+/// Reads a JSON object.
 ///
 /// # Errors
-/// [`Fault::Invalid`] with every member that is wrong, by its path: `settings.ordered`, `[3].id`.
-pub fn read_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
+/// [`Fault::Invalid`] with every member that is wrong, by its path: `settings.ordered`.
+pub fn read_object<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
+    read_json(json).map(|Members(read)| read)
+}
+
+/// Reads a JSON array of objects.
+///
+/// # Errors
+/// [`Fault::Invalid`] with every member that is wrong, by its path: `[3].id`.
+pub fn read_array<T: DeserializeOwned>(json: &[u8]) -> Result<Vec<T>, Fault> {
+    read_json(json).map(|read: Vec<Members<T>>| read.into_iter().map(|Members(read)| read).collect())
+}
+
+fn read_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let read = serde_path_to_error::deserialize(&mut deserializer);
     let ended = deserializer.end();
@@ -159,6 +197,25 @@ impl Faults {
         if self.0.is_empty() { Ok(value) } else { Err(Fault::Invalid(self.0)) }
     }
 
+    /// Whether something is wrong with `field`, or with what it is a part of.
+    pub fn has(&self, field: &str) -> bool {
+        let is_inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.0.iter().any(|fault| {
+            fault.field.strip_prefix(field).is_some_and(is_inside)
+                || field.strip_prefix(&*fault.field).is_some_and(is_inside)
+        })
+    }
+
+    /// A text that a column of the database is to hold.
+    pub fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
+        if !(least..=most).contains(&text.chars().count()) {
+            self.add(field, format!("must have {least} to {most} characters"));
+        }
+        if text.contains('\0') {
+            self.add(field, "must not contain the character NUL");
+        }
+    }
+
     /// What `read` makes of a text that may be missing.
     pub fn read<T>(
         &mut self,
@@ -228,6 +285,14 @@ impl Faults {
     pub fn cursor(&mut self, text: Option<&str>) -> Option<Position> {
         self.read("cursor", text, "the next_cursor of a page, unchanged", position)
     }
+}
+
+/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
+pub(super) fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        // An even number of backslashes before it are as many halves as characters.
+        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
+    })
 }
 
 /// A position as a cursor: opaque, so that nobody counts on its form.
@@ -314,17 +379,17 @@ mod tests {
             (r#"{"size": 1}"#, &["name"]),
             (r#"{"name": "a", "part": {}}"#, &["part.kind"]),
             ("[]", &["body"]),
+            (r#"["a", 1, null]"#, &["body"]),
             ("3", &["body"]),
             (r#"{"name": "a""#, &["body"]),
             (r#"{"name": "a"} x"#, &["body"]),
             ("", &["body"]),
             ("\u{ff}", &["body"]),
         ] {
-            let told = fields(read_json::<Thing>(json.as_bytes()));
+            let told = fields(read_object::<Thing>(json.as_bytes()));
             assert!(expected.iter().all(|field| told.iter().any(|t| t == field)), "{json}: {told:?}");
         }
-        let told =
-            fields(read_json::<Vec<Thing>>(br#"[{"name": "a"}, {"name": "b", "size": true, "z": 1}]"#));
+        let told = fields(read_array::<Thing>(br#"[{"name": "a"}, {"name": "b", "size": true, "z": 1}]"#));
         assert_eq!(told, ["[1].size", "[1].z"]);
     }
 

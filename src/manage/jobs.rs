@@ -201,7 +201,8 @@ async fn begin(db: &mut Connection, spec: &Spec, dry_run: bool, counting: Durati
     }
 }
 
-async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> Result<CountView, Fault> {
+/// Counts what a job would queue, until it knows or it is time to stop.
+pub(super) async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> Result<CountView, Fault> {
     let (mut count, mut after) = (0, None);
     loop {
         let counted = jobs::dry_run(db, spec, after).await?;

@@ -11,6 +11,7 @@ pub mod destinations;
 pub mod doctor;
 pub mod events;
 pub mod jobs;
+pub mod keys;
 pub mod listener;
 pub mod migrate;
 pub mod organizations;

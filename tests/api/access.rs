@@ -135,7 +135,7 @@ async fn one_of_each(db: &Db, api: &Api, org: Uuid, receiver: &Receiver) -> BTre
     let delivery = db.text("SELECT id FROM webhook_deliveries LIMIT 1").await.unwrap();
     let key = api.key(org, "read").await;
     let key = db
-        .text(&format!("SELECT id FROM posthaste_api_keys WHERE starts_with('{key}', prefix)"))
+        .text(&format!("SELECT id FROM posthaste_api_keys WHERE starts_with('{key}', 'phk_' || prefix)"))
         .await
         .unwrap();
     BTreeMap::from([

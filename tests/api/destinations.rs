@@ -18,9 +18,11 @@ async fn a_destination_lives_from_its_creation_to_its_end() {
         "auth_type": "bearer", "auth_config": {"token": "a-bearer-token"},
         "settings": {"ordered": true, "extra_headers": {"x-tenant": "a-header-value"}}});
     let answer = api.post(org, "/destinations", &new).await;
-    let (location, tag) = (answer.header("location").unwrap().to_owned(), answer.header("etag").unwrap().to_owned());
+    let (location, tag) =
+        (answer.header("location").unwrap().to_owned(), answer.header("etag").unwrap().to_owned());
     let created = answer.success(201);
-    let (id, secret) = (created["id"].as_str().unwrap(), created["signing_secret"].as_str().unwrap().to_owned());
+    let (id, secret) =
+        (created["id"].as_str().unwrap(), created["signing_secret"].as_str().unwrap().to_owned());
     assert_eq!(location, format!("/api/v1/orgs/{org}/destinations/{id}"));
     assert!(secret.starts_with("whsec_") && secret.len() == 6 + 44, "{secret}");
     let path = format!("/destinations/{id}");
@@ -47,8 +49,12 @@ async fn a_destination_lives_from_its_creation_to_its_end() {
     assert_eq!(received[0].header("authorization"), Some("Bearer a-bearer-token"));
     assert!(received[0].is_signed(&Webhook::new(&secret).unwrap()));
 
-    let changed = api.admin("PATCH", org, &path, &json!({"retry_max": 7, "event_types": null})).await.success(200);
-    assert_eq!((&changed["retry_max"], &changed["event_types"], &changed["name"]), (&json!(7), &json!([]), &json!("audit")));
+    let changed =
+        api.admin("PATCH", org, &path, &json!({"retry_max": 7, "event_types": null})).await.success(200);
+    assert_eq!(
+        (&changed["retry_max"], &changed["event_types"], &changed["name"]),
+        (&json!(7), &json!([]), &json!("audit"))
+    );
     let listed = api.get(org, "/destinations?limit=1").await.success(200);
     assert_eq!((&listed["items"][0], &listed["next_cursor"]), (&changed, &Value::Null));
     assert_eq!(api.admin("DELETE", org, &path, &Value::Null).await.success(204), Value::Null);
@@ -77,14 +83,18 @@ async fn everything_that_is_wrong_with_a_destination_is_named_at_once() {
         (json!({"name": "x", "url": "http://2130706433/"}), &["url"]),
         (json!({"name": "x", "url": "https://user@example.com/"}), &["url"]),
         (with(json!({"unknown": 1})), &["unknown"]),
-        (with(json!({"batch_size": 0, "timeout_ms": 1, "retry_max": 11, "retry_backoff_ms": 99})),
-            &["batch_size", "timeout_ms", "retry_max", "retry_backoff_ms"]),
+        (
+            with(json!({"batch_size": 0, "timeout_ms": 1, "retry_max": 11, "retry_backoff_ms": 99})),
+            &["batch_size", "timeout_ms", "retry_max", "retry_backoff_ms"],
+        ),
         (with(json!({"auth_type": "bearer"})), &["auth_config.token"]),
         (with(json!({"event_filter": {"$what": 1}})), &["event_filter"]),
         (with(json!({"event_filter": {"$jsonpath": "$.("}})), &["event_filter"]),
         (with(json!({"signing_secret": "whsec_???"})), &["signing_secret"]),
-        (with(json!({"settings": {"extra_headers": {"content-type": "x"}, "max_in_flight": 0}})),
-            &["settings.max_in_flight", "settings.extra_headers"]),
+        (
+            with(json!({"settings": {"extra_headers": {"content-type": "x"}, "max_in_flight": 0}})),
+            &["settings.max_in_flight", "settings.extra_headers"],
+        ),
     ] {
         let answer = api.post(org, "/destinations", &new).await;
         let errors = answer.is_problem(400).body["errors"].as_array().unwrap();
@@ -118,7 +128,8 @@ async fn who_was_overtaken_is_told_and_changes_nothing() {
     first.success(200);
     patch(&read, 2).await.is_problem(412);
     // A change by SQL, or of the settings alone, is one, too.
-    let settings = format!("INSERT INTO posthaste_destination_settings (destination_id, ordered) VALUES ('{id}', true)");
+    let settings =
+        format!("INSERT INTO posthaste_destination_settings (destination_id, ordered) VALUES ('{id}', true)");
     db.execute(&settings).await;
     patch(&next, 3).await.is_problem(412);
     assert_eq!(db.number("SELECT retry_max FROM webhook_destinations").await, 1);
@@ -152,7 +163,8 @@ async fn a_test_is_a_real_signed_request_under_the_rules_of_all_requests() {
     assert_eq!(done["delivered"], false);
     assert!(done["error_message"].as_str().unwrap().contains("10.0.0.1"), "{done}");
     // Nothing of it is kept.
-    for table in ["activity_logs", "webhook_deliveries", "posthaste_attempts", "posthaste_destination_state"] {
+    for table in ["activity_logs", "webhook_deliveries", "posthaste_attempts", "posthaste_destination_state"]
+    {
         assert_eq!(db.number(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
     }
 }
@@ -165,7 +177,8 @@ async fn enabling_says_what_was_missed_and_a_backfill_from_then_on_delivers_it()
     let api = Api::on(&db).await;
     let id = db.destination(org, receiver.url("/")).insert().await;
     let path = format!("/destinations/{id}");
-    let disabled = api.post(org, &format!("{path}/disable"), &json!({"reason": "maintenance"})).await.success(200);
+    let disabled =
+        api.post(org, &format!("{path}/disable"), &json!({"reason": "maintenance"})).await.success(200);
     assert_eq!((&disabled["enabled"], &disabled["disabled_reason"]), (&json!(false), &json!("maintenance")));
     let stats = api.get(org, &format!("{path}/stats")).await.success(200);
     assert_eq!((&stats["enabled"], &stats["disabled_reason"]), (&json!(false), &json!("maintenance")));
@@ -174,7 +187,8 @@ async fn enabling_says_what_was_missed_and_a_backfill_from_then_on_delivers_it()
     assert_eq!((&enabled["destination"]["enabled"], &enabled["missed"]["count"]), (&json!(true), &json!(3)));
     let backfill = json!({"from": enabled["missed"]["from"]});
     api.post(org, &format!("{path}/backfill"), &backfill).await.success(202);
-    eventually("what was missed is delivered", async || db.deliveries("status = 'delivered'").await == 3).await;
+    eventually("what was missed is delivered", async || db.deliveries("status = 'delivered'").await == 3)
+        .await;
     let stats = api.get(org, &format!("{path}/stats")).await.success(200);
     assert_eq!(stats["deliveries"]["delivered"], json!({"count": 3, "complete": true}));
     assert_eq!((&stats["success_rate"], &stats["breaker"]), (&json!(1.0), &json!("closed")));
@@ -188,9 +202,15 @@ async fn a_rotated_secret_is_shown_once_and_both_sign_until_the_old_one_ends() {
     let org = db.org().await;
     let receiver = Receiver::start();
     let api = Api::on(&db).await;
-    let id = db.destination(org, receiver.url("/")).secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").insert().await;
+    let id = db
+        .destination(org, receiver.url("/"))
+        .secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        .insert()
+        .await;
     let path = format!("/destinations/{id}/rotate-secret");
-    api.post(org, &path, &json!({"overlap_seconds": -1, "signing_secret": 1})).await.names(&["overlap_seconds", "signing_secret"]);
+    api.post(org, &path, &json!({"overlap_seconds": -1, "signing_secret": 1}))
+        .await
+        .names(&["overlap_seconds", "signing_secret"]);
     let rotated = api.post(org, &path, &Value::Null).await.success(200);
     let secret = rotated["signing_secret"].as_str().unwrap();
     assert!(secret.starts_with("whsec_"));

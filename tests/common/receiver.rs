@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use standardwebhooks::Webhook;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use standardwebhooks::Webhook;
 use uuid::Uuid;
 
 /// What the receiver does with a request.
@@ -88,8 +88,11 @@ impl Received {
 
     /// Whether the signature is one that `verifier` accepts.
     pub fn is_signed(&self, verifier: &Webhook) -> bool {
-        let headers =
-            self.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let headers = self
+            .headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect();
         verifier.verify(&self.body, &headers).is_ok()
     }
 

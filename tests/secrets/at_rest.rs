@@ -173,7 +173,9 @@ async fn encrypting_under_a_running_dispatcher_costs_no_connection_and_no_delive
     db.events(org, 1).await;
     db.settled().await;
     let last = receiver.received().pop().unwrap();
-    assert!(last.is_signed(&Webhook::new(NEW).unwrap()) && last.header("authorization") == Some("Bearer t0ken"));
+    assert!(
+        last.is_signed(&Webhook::new(NEW).unwrap()) && last.header("authorization") == Some("Bearer t0ken")
+    );
     assert_eq!((receiver.count(), receiver.connections()), (2, 1));
 
     db.execute("UPDATE webhook_destinations SET auth_config = '{\"token\": \"other\"}'").await;

@@ -15,8 +15,9 @@ use subtle::ConstantTimeEq;
 
 use super::problem::Problem;
 use crate::admin::State;
+use crate::clock;
 use crate::manage::keys::{self, Caller, Role};
-use crate::model::{OrgId, Secret};
+use crate::model::{KeyId, OrgId, Secret};
 use crate::store::{Connection, organizations};
 
 /// The organization of a request, once it is known that the caller may ask about it.
@@ -49,7 +50,7 @@ pub(super) async fn tenant(
     let mut conn = state.acquire().await?;
     match caller(&state, &mut conn, &request).await? {
         Some(Caller { org: of, role, key }) => {
-            state.note_use(key);
+            note_use(&state, key);
             if org.as_ref() != Ok(&of) {
                 return Err(Problem::new(
                     StatusCode::NOT_FOUND,
@@ -122,6 +123,20 @@ async fn caller(
     }
     let detail = "Send the admin token or an API key: authorization: Bearer <token>.";
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer"))
+}
+
+/// Writes down that a key is used, now and then, and not while a request waits.
+fn note_use(state: &State, key: KeyId) {
+    if !state.key_uses.is_news(key, clock::now()) {
+        return;
+    }
+    let state = state.clone();
+    actix_rt::spawn(async move {
+        let Ok(mut conn) = state.acquire().await else { return };
+        if let Err(error) = keys::used(&mut conn, key).await {
+            log::warn!("key={key} its use could not be written down: {error}");
+        }
+    });
 }
 
 /// Compares in constant time: of digests, so that not even the length can be measured.

@@ -15,7 +15,10 @@ use crate::manage::deliveries::{self, AttemptView, DetailView, MAX_RETRIED, Retr
 use crate::model::DeliveryId;
 
 pub(super) fn configure(config: &mut ServiceConfig) {
-    config.service(list).service(retry_some).service(one).service(attempts).service(retry);
+    config.service(list).service(retry_some);
+    // With another method this is not the delivery whose id is "retry".
+    config.route("/deliveries/retry", web::to(super::nothing));
+    config.service(one).service(attempts).service(retry);
 }
 
 /// List deliveries

@@ -18,8 +18,8 @@ use crate::actors::Shared;
 use crate::admin::State;
 use crate::manage::List;
 use crate::manage::destinations::{
-    self, Changes, CreatedView, DeletedView, Disable, EnabledView, RotatedView, Rotate, Setup,
-    StatsView, TestView, View,
+    self, Changes, CreatedView, DeletedView, Disable, EnabledView, Rotate, RotatedView, Setup, StatsView,
+    TestView, View,
 };
 use crate::manage::jobs::COUNTING;
 use crate::model::DestinationId;
@@ -79,7 +79,8 @@ async fn list(state: web::Data<State>, org: Org, query: Query<destinations::Quer
 #[utoipa::path(tag = "destinations", operation_id = "create_destination", params(OrgPath),
     request_body = NewDestination,
     responses((status = 201, description = "Created", body = CreatedView,
-        headers(("location" = String, description = "Where it is"), ("etag" = String, description = "Its version")))))]
+        headers(("location" = String, description = "Where it is"),
+            ("etag" = String, description = "Its version")))))]
 #[post("/destinations")]
 async fn create(state: web::Data<State>, org: Org, new: Json<Changes>) -> Answer {
     let shared = state.get().map_err(Problem::later)?.shared;
@@ -110,7 +111,8 @@ async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
 /// Members that are absent stay as they are; null ones go back to their defaults. With `If-Match`, only if
 /// nobody else has changed it meanwhile.
 #[utoipa::path(tag = "destinations", operation_id = "update_destination", request_body = Changes,
-    params(OnePath, ("if-match" = Option<String>, Header, description = "The `etag` that came with what was read")),
+    params(OnePath,
+        ("if-match" = Option<String>, Header, description = "The `etag` that came with what was read")),
     responses((status = 200, description = "Changed", body = View,
             headers(("etag" = String, description = "Its version"))),
         (status = 412, description = "It is not what `If-Match` takes it for", body = Problem,

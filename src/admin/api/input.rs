@@ -91,7 +91,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
             let body = read(&request, payload, MAX_BODY).await?;
-            Ok(Json(input::read_json(&body)?))
+            Ok(Json(input::read_object(&body)?))
         })
     }
 }
@@ -108,10 +108,10 @@ impl<T: DeserializeOwned + 'static> FromRequest for MaybeJson<T> {
         Box::pin(async move {
             let body = bytes(payload, MAX_BODY).await?;
             if body.is_empty() {
-                return Ok(MaybeJson(input::read_json(b"{}")?));
+                return Ok(MaybeJson(input::read_object(b"{}")?));
             }
             is_json(&request)?;
-            Ok(MaybeJson(input::read_json(&body)?))
+            Ok(MaybeJson(input::read_object(&body)?))
         })
     }
 }
