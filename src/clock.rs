@@ -12,8 +12,7 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// This machine's wall clock. Only for dates that come from elsewhere (certificates, `Retry-After`) and for
-/// comparing clocks: it may be wrong.
+/// This machine's wall clock. Only for what is shown, and for comparing clocks: it may be wrong.
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }

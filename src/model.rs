@@ -138,6 +138,11 @@ impl DbTime {
         Some(DbTime(i64::try_from(micros).ok()?))
     }
 
+    /// The same moment for the standard library; 1970 for any before.
+    pub fn system(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(self.0).unwrap_or(0))
+    }
+
     /// Whole seconds since 1970, as `webhook-timestamp` wants them.
     pub fn unix_seconds(self) -> i64 {
         self.0.div_euclid(1_000_000)

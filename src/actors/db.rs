@@ -142,8 +142,8 @@ pub struct DbSnapshot {
 pub struct DbActor {
     config: Config,
     bytes: Limit,
-    claim_lane: Option<ClaimLane>,
-    record_lane: Option<RecordLane>,
+    pub(super) claim_lane: Option<ClaimLane>,
+    pub(super) record_lane: Option<RecordLane>,
     claims: Claims,
     results_received: u64,
     /// Written, or set aside because somebody has locked the row.

@@ -4,6 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use actix::prelude::*;
+
+use super::db::DbActor;
 use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
@@ -23,6 +26,26 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 const LOCKED_TOLD_AFTER: u32 = 10;
 /// Operational events are dropped rather than hoarded when they cannot be written.
 const MAX_EVENTS_WAITING: usize = 1_000;
+
+/// From the supervisor: the database has not answered. Connections at rest may be as dead as those that were
+/// tried, and should not be found to be so by the first work that comes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Doubt;
+
+impl Handler<Doubt> for DbActor {
+    type Result = ();
+
+    /// Lanes that are not here are under way, and find out themselves.
+    fn handle(&mut self, _: Doubt, _: &mut Self::Context) {
+        if let Some(lane) = &mut self.claim_lane {
+            lane.open = None;
+        }
+        if let Some(lane) = &mut self.record_lane {
+            lane.connection = None;
+        }
+    }
+}
 
 /// How long to wait before the next try.
 #[derive(Default)]

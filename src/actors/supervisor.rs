@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
+use super::lanes::Doubt;
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
@@ -204,6 +205,9 @@ impl Supervisor {
     fn trouble(&mut self, error: &StoreError, ctx: &mut Context<Self>) {
         if self.outage.is_news(error, clock::now()) {
             log::error!("looking at the destinations failed, trying again until it works: {error}");
+        }
+        if error.is_silence() {
+            self.db.do_send(Doubt);
         }
         if !std::mem::replace(&mut self.retrying, true) {
             ctx.run_later(POLL_RETRY, |this, ctx| {

@@ -32,7 +32,7 @@ mod wire;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -48,6 +48,10 @@ pub use self::answer::{KEPT_BODY_BYTES, READ_BODY_BYTES};
 pub use self::network::{Network, NetworkError};
 pub use self::target::{Fault, Target};
 pub use self::wire::open_connections;
+
+/// A failure that is noticed so long after the deadline was not noticed in time: this process was stopped, or
+/// had no processor.
+const LATE: Duration = Duration::from_secs(1);
 
 /// One request to be made.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,7 @@ impl Sender {
         let began = clock::now();
         let answer = self.exchange(request, began).await;
         let duration = clock::now().saturating_duration_since(began);
+        let answer = if duration > self.target.timeout + LATE { late(answer, duration) } else { answer };
         Attempt { started_at: request.started_at, duration, answer }
     }
 
@@ -155,5 +160,17 @@ impl Sender {
             Err(Failure::Stale) => self.pool.send_fresh(headers(), body.clone()).await,
             sent => sent,
         }
+    }
+}
+
+/// What came of a request whose time was over long before this process looked: the receiver may have answered
+/// to somebody who was not there.
+fn late(answer: Answer, duration: Duration) -> Answer {
+    match answer {
+        Answer::Failed(why) | Answer::Response { broken: Some(why), .. } => Answer::OurFault(format!(
+            "this process was stopped, or had no processor: a request ended only after {} ms ({why})",
+            duration.as_millis()
+        )),
+        other => other,
     }
 }

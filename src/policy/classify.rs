@@ -29,8 +29,8 @@ pub enum Verdict {
     OurFault,
 }
 
-/// What `answer` to a request with `deliveries` deliveries means. `wall` is compared with dates in
-/// `Retry-After`.
+/// What `answer` to a request with `deliveries` deliveries means. `wall`, the time of day, is compared with
+/// dates in `Retry-After`.
 pub fn classify(answer: &Answer, deliveries: usize, wall: SystemTime) -> Verdict {
     let (status, retry_after, broken) = match answer {
         Answer::Failed(_) => return Verdict::DestinationFailed,

@@ -87,6 +87,11 @@ impl StoreError {
         }
     }
 
+    /// Whether nothing came back: the connection may be dead, and others with it.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, StoreError::Timeout | StoreError::Database(sqlx::Error::PoolTimedOut))
+    }
+
     /// The constraint that refused the data.
     pub fn constraint(&self) -> Option<&str> {
         match self {
@@ -211,7 +216,7 @@ pub async fn ping(pool: &Pool) -> Result<(), StoreError> {
 /// What is behind an error of `pool`: it tries to connect until its time is up, and says no more than that.
 /// One try without it says why.
 pub async fn cause(pool: &Pool, error: StoreError) -> StoreError {
-    if !matches!(error, StoreError::Timeout | StoreError::Database(sqlx::Error::PoolTimedOut)) {
+    if !error.is_silence() {
         return error;
     }
     match tokio::time::timeout(CAUSE_TIMEOUT, connect(&pool.connect_options())).await {

@@ -21,6 +21,7 @@ mod posthaste;
 mod proxy;
 mod receiver;
 mod secrecy;
+mod tools;
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,7 @@ pub use posthaste::{Posthaste, Ready, free_port, request, run};
 pub use proxy::{End, Fault, Proxy};
 pub use receiver::{Received, Receiver, Reply, read_request};
 pub use secrecy::assert_silent;
+pub use tools::{library, unpacked};
 
 /// How long anything may take before a test gives up: far more than it needs, for slow and busy machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);

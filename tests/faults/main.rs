@@ -6,8 +6,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod clock;
 mod locks;
+mod network;
 mod proxy;
 mod refusals;
 mod scene;
 mod sessions;
+mod stopped;

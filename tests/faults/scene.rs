@@ -12,6 +12,8 @@ use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually
 const OUTAGE: Duration = Duration::from_secs(3);
 /// Requests that a destination may have in flight.
 const IN_FLIGHT: usize = 32;
+/// How long after the cure the stream may need to flow again: 5 s, and as much again on a busy machine.
+const RECOVERY: Duration = Duration::from_secs(10);
 /// Lines of log above `info` that one outage may cost at most: claiming, recording, looking at destinations
 /// and listening may each say once what is wrong, and what comes of it.
 const LINES: usize = 12;
@@ -120,7 +122,9 @@ impl Scene {
         self.events.extend(self.db.events(self.org, 1).await);
         let last = *self.events.last().unwrap();
         eventually("a new event is delivered", async || self.receiver.accepted().contains_key(&last)).await;
-        eprintln!("{what}: ready after {ready:.1?}, delivering after {:.1?}", start.elapsed());
+        let delivering = start.elapsed();
+        eprintln!("{what}: ready after {ready:.1?}, delivering after {delivering:.1?}");
+        assert!(delivering < RECOVERY, "{what}: too slow");
     }
 
     /// What holds after every bad day. Each event came, at most as often as `times`. The database is left.

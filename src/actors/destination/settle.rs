@@ -70,10 +70,10 @@ impl DestinationActor {
         }
         self.pace.note(batch.leased.len(), clock::now());
         let alone = batch.leased.len() == 1;
-        let verdict = classify(&attempt.answer, batch.leased.len(), clock::wall());
+        let now = self.clock.now();
+        let verdict = classify(&attempt.answer, batch.leased.len(), now.system());
         let is_retry = batch.leased[0].delivery.attempts > 0;
         self.counting.attempted(verdict.into(), attempt.duration, is_retry);
-        let now = self.clock.now();
         let most = self.most_in_flight();
         if verdict != Verdict::Delivered {
             self.log_failure(&batch, &attempt, verdict);
