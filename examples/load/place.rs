@@ -6,7 +6,7 @@ use posthaste::embedded::{Durability, Embedded, default_data_dir};
 use posthaste::model::Secret;
 use posthaste::store::{self, database, migrate};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use crate::{Args, LoadError, process};
@@ -147,7 +147,7 @@ pub async fn execute(conn: &mut PgConnection, sql: &str) -> Result<(), LoadError
 
 async fn connect(url: &Secret) -> Result<PgConnection, LoadError> {
     let options = store::options(url)?.application_name("load").options([("statement_timeout", "0")]);
-    Ok(PgConnection::connect_with(&options).await?)
+    Ok(store::connect(&options).await?)
 }
 
 async fn private(args: &Args) -> Result<Embedded, LoadError> {

@@ -50,7 +50,11 @@ pub fn run(args: &Args) -> ExitCode {
 
 async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
     let network = Network::new(config.egress_rules(), config.ca_file.as_deref())?;
-    let mut conn = store::connect(&store::options(&config.database_url)?).await?;
+    let options = match store::fitting(&store::options(&config.database_url)?).await {
+        Err(error @ StoreError::Pooler) => return Ok(vec![pooled(&error)]),
+        options => options?,
+    };
+    let mut conn = store::connect(&options).await?;
     let mut findings = examine(&mut conn).await.map_err(StoreError::from)?;
     match destinations::load(&mut conn, None, &config.secret_keys).await {
         Ok(loaded) => findings.extend(loaded.iter().filter_map(|loaded| finding(loaded, &network))),
@@ -60,6 +64,12 @@ async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
     }
     findings.extend(plain_secrets(&mut conn, config).await?);
     Ok(findings)
+}
+
+/// Nothing else can be found out there.
+fn pooled(error: &StoreError) -> Finding {
+    let remedy = "give DATABASE_URL the address of PostgreSQL itself, or of a pool in session mode";
+    Finding { weight: Weight::Fault, what: error.to_string(), remedy: remedy.into() }
 }
 
 /// Where there is a key, nothing needs to be readable by everyone who can read the table.

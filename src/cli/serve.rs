@@ -79,9 +79,9 @@ impl ServeError {
     fn exit_code(&self) -> ExitCode {
         match self {
             ServeError::Config(_)
-            | ServeError::Start(StartError::Store(StoreError::Url(_)) | StartError::Network(_)) => {
-                ExitCode::from(super::EXIT_USAGE)
-            }
+            | ServeError::Start(
+                StartError::Store(StoreError::Url(_) | StoreError::Pooler) | StartError::Network(_),
+            ) => ExitCode::from(super::EXIT_USAGE),
             ServeError::Panicked(_) => ExitCode::from(super::EXIT_PANIC),
             _ => ExitCode::FAILURE,
         }
@@ -246,19 +246,21 @@ async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<Conne
     let mut said = String::new();
     loop {
         let examined = async {
+            let options = store::fitting(&options).await?;
             let mut connection = store::connect(&store::seeing_policies(options.clone())).await?;
             let missing = store::in_time(migrate::pending(&mut connection)).await?;
             let visible = match missing.is_empty() {
                 true => store::in_time(doctor::row_security(&mut connection)).await?,
                 false => RowSecurity::Inactive,
             };
-            Ok::<_, StoreError>((missing, visible))
+            Ok::<_, StoreError>((missing, visible, options))
         };
         let error = match examined.await {
-            Ok((missing, _)) if !missing.is_empty() => return Err(ServeError::NotMigrated(missing)),
-            Ok((_, RowSecurity::Hiding(remedies))) => return Err(ServeError::RowsHidden(remedies)),
-            Ok((_, RowSecurity::Open)) => return Ok(store::seeing_policies(options)),
-            Ok((_, RowSecurity::Inactive)) => return Ok(options),
+            Ok((missing, ..)) if !missing.is_empty() => return Err(ServeError::NotMigrated(missing)),
+            Ok((_, RowSecurity::Hiding(remedies), _)) => return Err(ServeError::RowsHidden(remedies)),
+            Ok((_, RowSecurity::Open, options)) => return Ok(store::seeing_policies(options)),
+            Ok((_, RowSecurity::Inactive, options)) => return Ok(options),
+            Err(error @ StoreError::Pooler) => return Err(StartError::from(error).into()),
             Err(error) => error.to_string(),
         };
         if error != said {

@@ -20,6 +20,7 @@ pub mod presence;
 pub mod queues;
 pub mod retention;
 pub mod secrets;
+pub mod sessions;
 mod time;
 
 use std::str::FromStr;
@@ -28,12 +29,11 @@ use std::time::Duration;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
+pub use self::sessions::{ConnectOptions, connect, fitting};
 use crate::model::Secret;
 
 /// One connection to the database, for those above this module, who need not know whose it is.
 pub type Connection = PgConnection;
-/// How to connect.
-pub type ConnectOptions = PgConnectOptions;
 /// Some connections, opened when they are needed.
 pub type Pool = PgPool;
 /// A [`Connection`] that goes back to its pool.
@@ -55,6 +55,12 @@ pub enum StoreError {
     /// The database did not answer in time: drop the connection and try again.
     #[error("the database did not answer within {} s", STATEMENT_TIMEOUT.as_secs())]
     Timeout,
+    /// There is a pooler that gives each transaction another session: nothing will help but another way.
+    #[error(
+        "there is a pooler in transaction mode before the database: connect to PostgreSQL directly, or \
+         through a pooler in session mode (pgbouncer: pool_mode = session)"
+    )]
+    Pooler,
     /// The connection has ended without a word: connect again.
     #[error("the database closed the connection")]
     Closed,
@@ -133,21 +139,22 @@ impl StoreError {
 /// # Errors
 /// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a
 /// password.
-pub fn options(url: &Secret) -> Result<PgConnectOptions, StoreError> {
+pub fn options(url: &Secret) -> Result<ConnectOptions, StoreError> {
     const FORM: &str = "it should look like postgres://user@host:5432/database";
     if !["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
         return Err(StoreError::Url(FORM.into()));
     }
     let options = PgConnectOptions::from_str(url.reveal())
         .map_err(|error| StoreError::Url(format!("{error}; {FORM}")))?;
-    Ok(options
+    let server = options
         .application_name("posthaste")
         .extra_float_digits(None)
+        .log_statements(log::LevelFilter::Trace)
+        .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1));
+    Ok(ConnectOptions::new(server)
         // The lock timeout is below STATEMENT_TIMEOUT: PostgreSQL says what is wrong, and a connection that
         // had to wait can be used again.
-        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
-        .log_statements(log::LevelFilter::Trace)
-        .log_slow_statements(log::LevelFilter::Debug, Duration::from_secs(1)))
+        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")]))
 }
 
 /// `options` for a role to which policies apply that let every row through: with `row_security = off`
@@ -159,7 +166,7 @@ pub fn seeing_policies(options: ConnectOptions) -> ConnectOptions {
 /// `options` for the statements that claim and record: planned once, and always by the indexes that were made
 /// for them. The arrays that they are given say nothing to the planner, and a table that has grown since its
 /// last ANALYZE must not turn a claim into a scan.
-pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
+pub fn planned(options: ConnectOptions) -> ConnectOptions {
     options.options([
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_hashjoin", "off"),
@@ -177,13 +184,19 @@ pub fn planned(options: PgConnectOptions) -> PgConnectOptions {
 
 /// `options` for the statements behind the API and the command line: each is made for an index, whatever the
 /// planner takes a table for.
-pub fn indexed(options: PgConnectOptions) -> PgConnectOptions {
+pub fn indexed(options: ConnectOptions) -> ConnectOptions {
     options.options([("enable_seqscan", "off"), ("jit", "off")])
 }
 
 /// A pool of at most `most` connections; it opens none yet.
 pub fn pool(options: ConnectOptions, most: u32) -> Pool {
-    PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options)
+    let start = options.start();
+    let pool = PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+    let pool = pool.after_connect(move |connection, _| {
+        let options = options.clone();
+        Box::pin(async move { sessions::tell(connection, &options).await })
+    });
+    pool.connect_lazy_with(start)
 }
 
 /// A connection of `pool`, to be used for one thing and given back.
@@ -192,14 +205,6 @@ pub fn pool(options: ConnectOptions, most: u32) -> Pool {
 /// When none is free in time, or the database does not answer.
 pub async fn acquire(pool: &Pool) -> Result<Pooled, StoreError> {
     in_time(pool.acquire()).await
-}
-
-/// Opens one connection.
-///
-/// # Errors
-/// [`StoreError::Timeout`] after [`STATEMENT_TIMEOUT`], else whatever the database says.
-pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-    in_time(<PgConnection as sqlx::Connection>::connect_with(options)).await
 }
 
 /// Asks whether the database answers.
@@ -219,8 +224,8 @@ pub async fn cause(pool: &Pool, error: StoreError) -> StoreError {
     if !error.is_silence() {
         return error;
     }
-    match tokio::time::timeout(CAUSE_TIMEOUT, connect(&pool.connect_options())).await {
-        Ok(Err(cause)) => cause,
+    match tokio::time::timeout(CAUSE_TIMEOUT, pool.connect_options().connect()).await {
+        Ok(Err(cause)) => cause.into(),
         _ => error,
     }
 }

@@ -1,9 +1,9 @@
 //! How much waits, and for how long: what metrics show of the tables.
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use super::{StoreError, connect, in_time, planned};
+use super::{ConnectOptions, StoreError, connect, in_time, planned};
 use crate::model::{DbTime, DestinationId};
 
 /// Deliveries are counted up to this many: beyond, it does not matter how many there are.
@@ -35,7 +35,7 @@ impl Gauge {
     ///
     /// # Errors
     /// Whatever the database says.
-    pub async fn connect(options: &PgConnectOptions) -> Result<Gauge, StoreError> {
+    pub async fn connect(options: &ConnectOptions) -> Result<Gauge, StoreError> {
         let options = planned(options.clone()).options([("statement_timeout", "2s")]);
         Ok(Gauge(connect(&options).await?))
     }

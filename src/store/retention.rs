@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor};
+use sqlx::postgres::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
-use super::{StoreError, connect, database, in_time, planned};
+use super::{ConnectOptions, StoreError, connect, database, in_time, planned};
 use crate::model::{DbTime, DestinationId};
 
 /// Key of the advisory lock that whoever prunes holds: "posthret" in ASCII.
@@ -128,7 +128,7 @@ impl Pruner {
     ///
     /// # Errors
     /// Whatever the database says.
-    pub async fn connect(options: &PgConnectOptions) -> Result<Option<Pruner>, StoreError> {
+    pub async fn connect(options: &ConnectOptions) -> Result<Option<Pruner>, StoreError> {
         // What a crash of PostgreSQL brings back is deleted again: waiting for the disk would be for nothing.
         let options = planned(options.clone()).options([
             ("statement_timeout", "3s"),

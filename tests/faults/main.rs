@@ -9,6 +9,7 @@ mod common;
 mod clock;
 mod locks;
 mod network;
+mod pooler;
 mod proxy;
 mod refusals;
 mod scene;

@@ -18,10 +18,10 @@ mod script;
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Row, query, raw_sql};
 
-use super::{StoreError, connect};
+use super::{ConnectOptions, StoreError, connect, fitting};
 use catalog::Catalog;
 pub use plan::fan_out_policy;
 use plan::{Mode, Plan, Step};
@@ -115,8 +115,9 @@ impl Choices {
 ///
 /// # Errors
 /// See [`MigrateError`].
-pub async fn migrate(options: &PgConnectOptions, told: Options) -> Result<Report, MigrateError> {
-    let mut conn = connect(options).await?;
+pub async fn migrate(options: &ConnectOptions, told: Options) -> Result<Report, MigrateError> {
+    // Locks and settings of a session that is not one would stay with whoever gets it next.
+    let mut conn = connect(&fitting(options).await?).await?;
     prepare(&mut conn).await?;
     if !told.dry_run {
         lock(&mut conn).await?;
