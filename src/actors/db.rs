@@ -187,7 +187,7 @@ impl DbActor {
     }
 
     /// Starts a claim statement if none is under way and somebody waits.
-    fn claim(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
         // What cannot be recorded would be sent again and again.
         let waiting = self.work.outcomes.len() + self.work.locked.len();
         let unwritten = self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING;
@@ -301,7 +301,7 @@ impl DbActor {
     }
 
     /// Starts to write what is to be written, if nothing is being written.
-    fn record(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn record(&mut self, ctx: &mut Context<Self>) {
         if self.work.is_empty() {
             // What a claim that is still under way brings may have to be given back.
             if self.record_lane.is_some() && self.claim_lane.is_some() {

@@ -24,26 +24,39 @@ const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 /// It is told after so many tries: an application may lock a row for a moment.
 const LOCKED_TOLD_AFTER: u32 = 10;
+/// Longest time in which a connection at rest must show that it lives, or be replaced: work waits for it.
+const REFRESH_LIMIT: Duration = Duration::from_secs(1);
+/// Another process is taken for gone when it was not to be seen for so long: one that lives and whose
+/// connection has died makes another one sooner.
+const UNSEEN: Duration = Duration::from_secs(3);
 /// Operational events are dropped rather than hoarded when they cannot be written.
 const MAX_EVENTS_WAITING: usize = 1_000;
 
-/// From the supervisor: the database has not answered. Connections at rest may be as dead as those that were
-/// tried, and should not be found to be so by the first work that comes.
+/// From the supervisor: the database has not answered somebody else, or does so again. Connections at rest
+/// may have died: the first work that comes should not have to find that out, and other processes must go on
+/// seeing that this one lives.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Doubt;
+pub(super) struct Refresh;
 
-impl Handler<Doubt> for DbActor {
+impl Handler<Refresh> for DbActor {
     type Result = ();
 
     /// Lanes that are not here are under way, and find out themselves.
-    fn handle(&mut self, _: Doubt, _: &mut Self::Context) {
-        if let Some(lane) = &mut self.claim_lane {
-            lane.open = None;
-        }
+    fn handle(&mut self, _: Refresh, ctx: &mut Self::Context) {
         if let Some(lane) = &mut self.record_lane {
             lane.connection = None;
         }
+        let Some(mut lane) = self.claim_lane.take() else { return };
+        let refresh = async move {
+            lane.refresh().await;
+            lane
+        };
+        ctx.spawn(refresh.into_actor(self).map(|lane, this, ctx| {
+            this.claim_lane = Some(lane);
+            this.claim(ctx);
+            this.record(ctx);
+        }));
     }
 }
 
@@ -94,6 +107,24 @@ impl ClaimLane {
         result
     }
 
+    /// Makes sure that the connection lives, if there has been one and that is possible at once.
+    async fn refresh(&mut self) {
+        if self.since.is_none() {
+            return;
+        }
+        let kept = self.open.take();
+        let (options, since) = (&self.options, &mut self.since);
+        let refreshed = tokio::time::timeout(REFRESH_LIMIT, async {
+            if let Some((mut connection, sql)) = kept
+                && store::answers(&mut connection).await
+            {
+                return Some((connection, sql));
+            }
+            open(options, since).await.ok()
+        });
+        self.open = refreshed.await.unwrap_or(None);
+    }
+
     async fn try_claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
         let (connection, sql) = match &mut self.open {
             Some(open) => open,
@@ -130,6 +161,8 @@ impl ClaimLane {
 struct Since {
     announced: DbTime,
     at: Instant,
+    /// No other process has been seen since.
+    unseen: Option<Instant>,
     /// No other process lived at some moment after: leases from before `announced` belong to nobody.
     alone: bool,
 }
@@ -140,8 +173,11 @@ impl Since {
     /// It is asked again until those leases have ended anyway: a killed process may live on for a while in a
     /// statement that PostgreSQL still runs for it.
     async fn floor(&mut self, connection: &mut Connection) -> Result<DbTime, StoreError> {
-        if !self.alone && clock::now() < self.at + LEASE {
-            self.alone = presence::is_alone(connection).await?;
+        let now = clock::now();
+        if !self.alone && now < self.at + LEASE {
+            let is_alone = presence::is_alone(connection).await?;
+            self.unseen = is_alone.then(|| self.unseen.unwrap_or(now));
+            self.alone = self.unseen.is_some_and(|since| now >= since + UNSEEN);
         }
         Ok(if self.alone { self.announced } else { DbTime(i64::MIN) })
     }
@@ -156,7 +192,7 @@ async fn open(
     let mut connection = store::connect(options).await?;
     let announced = presence::announce(&mut connection).await?;
     let sql = ClaimSql::read(&mut connection).await?;
-    since.get_or_insert(Since { announced, at: clock::now(), alone: false });
+    since.get_or_insert(Since { announced, at: clock::now(), unseen: None, alone: false });
     Ok((connection, sql))
 }
 

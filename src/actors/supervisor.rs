@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::db::{DbActor, Flush, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
-use super::lanes::Doubt;
+use super::lanes::Refresh;
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
@@ -207,7 +207,7 @@ impl Supervisor {
             log::error!("looking at the destinations failed, trying again until it works: {error}");
         }
         if error.is_silence() {
-            self.db.do_send(Doubt);
+            self.db.do_send(Refresh);
         }
         if !std::mem::replace(&mut self.retrying, true) {
             ctx.run_later(POLL_RETRY, |this, ctx| {
@@ -388,6 +388,7 @@ impl Handler<Listening> for Supervisor {
             _ => {}
         }
         self.stats.not_listening = state.err();
+        self.db.do_send(Refresh);
     }
 }
 

@@ -207,6 +207,11 @@ pub async fn acquire(pool: &Pool) -> Result<Pooled, StoreError> {
     in_time(pool.acquire()).await
 }
 
+/// Whether a connection at rest lives.
+pub async fn answers(connection: &mut Connection) -> bool {
+    in_time(sqlx::query("SELECT 1").execute(connection)).await.is_ok()
+}
+
 /// Asks whether the database answers.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::common::{
@@ -135,6 +136,41 @@ async fn when_one_of_two_is_killed_the_other_takes_over_as_soon_as_the_leases_en
     assert_eq!(receiver.count(), 105 + HELD as usize, "what was in flight, and nothing else, came again");
     assert_eq!(db.deliveries("attempts <> 1").await, 0, "a crash uses up no attempt");
     check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
+async fn a_process_whose_connections_end_keeps_what_it_has_in_flight() {
+    let db = Db::new().await;
+    let (release, released) = watch::channel(false);
+    let (held, other) = (Receiver::with(Reply::Held(200, released)), Receiver::start());
+    let (org, other_org) = (db.org().await, db.org().await);
+    let destination = db.destination(org, held.url("/")).setting("max_in_flight", IN_FLIGHT);
+    destination.timeout_ms(30_000).insert().await;
+    db.destination(other_org, other.url("/")).insert().await;
+    let first = Posthaste::serve(&db.url).await;
+    let events = db.events(org, 3 * IN_FLIGHT).await;
+    eventually("it holds what it may", async || held.in_flight() == IN_FLIGHT).await;
+    // The second one could take over what nobody holds, as leases from before its start.
+    let second = Posthaste::serve(&db.url).await;
+    let here = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    for round in 1..=5 {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'posthaste'";
+        assert!(db.number(end).await > 0);
+        db.events(other_org, 20).await;
+        eventually("the others are delivered", async || other.count() == 20 * round).await;
+        eventually("both are to be seen again", async || db.number(here).await == 2).await;
+    }
+    db.events(other_org, 20).await;
+    eventually("the others are delivered", async || other.count() == 120).await;
+    assert_eq!(held.count(), IN_FLIGHT);
+    release.send_replace(true);
+    db.settled().await;
+    assert_eq!(held.count(), events.len());
+    assert_nothing_came_twice(&[&held, &other]);
+    drop((first, second));
+    check_invariants(&db, &[&held, &other]).await;
 }
 
 #[tokio::test]
