@@ -1,4 +1,4 @@
-//! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
+//! The three connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -56,6 +56,18 @@ impl ClaimLane {
         ClaimLane { options, open: None, since: None, backoff: Backoff::default() }
     }
 
+    /// Whether the last statement failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.backoff.0.is_zero()
+    }
+
+    /// A second connection that claims, once it is settled which leases are void: until then it would pass
+    /// for another process that lives.
+    pub(super) fn beside(&self) -> Option<ClaimLane> {
+        let since = self.since.filter(Since::is_settled)?;
+        Some(ClaimLane { since: Some(since), ..ClaimLane::new(self.options.clone()) })
+    }
+
     /// Waits as long as it should before the next statement.
     pub(super) async fn rest(&self) {
         self.backoff.wait().await;
@@ -104,6 +116,7 @@ impl ClaimLane {
 }
 
 /// When this process took part, and what that says about older leases.
+#[derive(Clone, Copy)]
 struct Since {
     announced: DbTime,
     at: Instant,
@@ -112,12 +125,17 @@ struct Since {
 }
 
 impl Since {
+    /// Whether there is nothing to be asked any more.
+    fn is_settled(&self) -> bool {
+        self.alone || clock::now() >= self.at + LEASE
+    }
+
     /// Leases from before this moment are void.
     ///
     /// It is asked again until those leases have ended anyway: a killed process may live on for a while in a
     /// statement that PostgreSQL still runs for it.
     async fn floor(&mut self, connection: &mut Connection) -> Result<DbTime, StoreError> {
-        if !self.alone && clock::now() < self.at + LEASE {
+        if !self.is_settled() {
             self.alone = presence::is_alone(connection).await?;
         }
         Ok(if self.alone { self.announced } else { DbTime(i64::MIN) })
