@@ -34,7 +34,7 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldFault>,
     #[serde(skip)]
-    header: Option<(HeaderName, String)>,
+    header: Option<Box<(HeaderName, String)>>,
 }
 
 impl Problem {
@@ -52,7 +52,7 @@ impl Problem {
 
     /// One with a header that goes with its status.
     pub(super) fn with(mut self, name: HeaderName, value: impl Into<String>) -> Problem {
-        self.header = Some((name, value.into()));
+        self.header = Some(Box::new((name, value.into())));
         self
     }
 
@@ -81,7 +81,7 @@ impl ResponseError for Problem {
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponseBuilder::new(self.status_code());
         response.content_type(CONTENT_TYPE);
-        if let Some((name, value)) = &self.header {
+        if let Some((name, value)) = self.header.as_deref() {
             response.insert_header((name.clone(), value.as_str()));
         }
         response.body(serde_json::to_string(self).unwrap_or_default())
