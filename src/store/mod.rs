@@ -114,6 +114,14 @@ impl StoreError {
         }
     }
 
+    /// Whether this role may not do it (SQLSTATE 42501).
+    pub fn is_about_rights(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.code().as_deref() == Some("42501"),
+            _ => false,
+        }
+    }
+
     /// Whether the database said so itself.
     pub fn is_an_answer(&self) -> bool {
         matches!(self, StoreError::Database(sqlx::Error::Database(_)))

@@ -188,7 +188,9 @@ impl Changes {
             settings: settings_touched,
         };
         if let Some(name) = self.name.take("name", String::new(), faults) {
-            faults.text("name", &name, 1, MAX_NAME);
+            if !faults.has("name") {
+                faults.text("name", &name, 1, MAX_NAME);
+            }
             to.name = name;
         }
         set(&mut to.enabled, self.enabled, "enabled", true, faults);

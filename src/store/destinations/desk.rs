@@ -122,7 +122,8 @@ macro_rules! set_settings {
             "INSERT INTO public.posthaste_destination_settings (",
             settings!(),
             ")
-             SELECT id, $16, $17::jsonb, $18, $19, $20, $21, $22, $23, $24::jsonb, $25, $26, $27, $28, $29, $30
+             SELECT id, $16, $17::jsonb, $18, $19, $20, $21, $22, $23, $24::jsonb, $25, $26, $27, $28, $29,
+                $30
              FROM ",
             $table,
             " WHERE $15::boolean"

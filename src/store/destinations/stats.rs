@@ -50,7 +50,8 @@ const READ: &str = "
         SELECT q.status, n.created_at FROM unnest(ARRAY['delivered', 'dead']) q (status)
         CROSS JOIN LATERAL (
             SELECT d.created_at FROM public.webhook_deliveries d
-            WHERE d.destination_id = $1 AND d.status = q.status AND d.status IN ('delivered', 'failed', 'dead')
+            WHERE d.destination_id = $1 AND d.status = q.status
+              AND d.status IN ('delivered', 'failed', 'dead')
             ORDER BY d.created_at DESC, d.id DESC LIMIT $3
         ) n ORDER BY n.created_at DESC LIMIT $3
     )
