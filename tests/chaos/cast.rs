@@ -19,7 +19,7 @@ const BAD_EVENT: u64 = 20;
 pub enum Manner {
     /// Answers 200 at once.
     Healthy,
-    /// Answers 200 after up to 200 ms.
+    /// Answers 200 after up to 800 ms.
     Slow,
     /// One request in four gets 500.
     Flaky,
@@ -69,12 +69,13 @@ pub struct Ledger {
 }
 
 /// The destinations of a run, as `(manner, batch size, ordered, only even events)`.
-const CAST: [(Manner, u32, bool, bool); 16] = [
+const CAST: [(Manner, u32, bool, bool); 17] = [
     (Manner::Healthy, 1, false, false),
     (Manner::Healthy, 1, false, true),
     (Manner::Healthy, 10, false, false),
     (Manner::Healthy, 1, true, false),
     (Manner::Slow, 1, false, false),
+    (Manner::Slow, 2, false, false),
     (Manner::Slow, 5, true, false),
     (Manner::Flaky, 1, false, false),
     (Manner::Flaky, 10, false, true),
@@ -162,7 +163,7 @@ fn reply(manner: Manner, request: &Received, rng: &mut fastrand::Rng) -> Reply {
     let mut one_in = |n: u32| rng.u32(0..n) == 0;
     let bad = match manner {
         Manner::Healthy => false,
-        Manner::Slow => return Reply::Slow(Duration::from_millis(rng.u64(0..200))),
+        Manner::Slow => return Reply::Slow(Duration::from_millis(rng.u64(0..800))),
         Manner::Flaky => one_in(4),
         Manner::Hanging => one_in(30),
         Manner::Resetting => one_in(5),

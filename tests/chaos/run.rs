@@ -1,7 +1,7 @@
 //! The chaos run: many destinations, a stream of events, and trouble by a seed; then calm, and everything
 //! must be as it should.
 //!
-//! `POSTHASTE_CHAOS_SECONDS=600 cargo nextest run -E 'test(chaos_of_a_seed)' --no-capture` is a long one;
+//! `POSTHASTE_CHAOS_SECONDS=600 sh .ci/test --no-capture chaos_of_a_seed` is a long one;
 //! `POSTHASTE_CHAOS_SEED` repeats one. What the seed decides is the trouble and the manners of the receivers;
 //! what meets what is up to the machine.
 
@@ -18,12 +18,13 @@ use crate::trouble::Stage;
 use crate::verdict;
 
 /// How long the trouble lasts unless it is told otherwise.
-const SECONDS: u64 = 15;
+const SECONDS: u64 = 20;
 /// Leases that nobody knows of last 45 s, breakers look every 60 s at least.
 const CALM: Duration = Duration::from_secs(180);
 
-/// Seeds of runs that found something, with how long they took to do so.
-const FOUND: [(u64, u64); 0] = [];
+/// Seeds of runs that found something, and how many seconds of them show it. The first one found that a
+/// destination which was disabled for a while is judged by what it was owed, not by its filters.
+const FOUND: [(u64, u64); 1] = [(9_389_226_924_489_301_221, 15)];
 
 fn number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
@@ -72,6 +73,9 @@ async fn run(seed: u64, length: Duration) {
     let pool = stage.db.pool.clone();
     let producer = tokio::spawn(produce(pool, orgs, members, switched, stop.clone(), seed));
     let mut rng = fastrand::Rng::with_seed(seed);
+    if rng.bool() {
+        stage.start_process();
+    }
     let start = Instant::now();
     while start.elapsed() < length {
         trouble(&mut stage, &mut rng).await;
