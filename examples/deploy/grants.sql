@@ -37,6 +37,8 @@ GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role"
 GRANT SELECT, INSERT, UPDATE ON public.posthaste_jobs TO :"role";
 GRANT SELECT ON public.posthaste_retention TO :"role";
 
--- Whose request it is. Creating and revoking keys needs grants-management.sql.
+-- The organization of a request to the API, and whose request it is. Creating and revoking keys needs
+-- grants-management.sql.
+GRANT SELECT (id) ON public.organizations TO :"role";
 GRANT SELECT ON public.posthaste_api_keys TO :"role";
 GRANT UPDATE (last_used_at) ON public.posthaste_api_keys TO :"role";

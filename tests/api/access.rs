@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use crate::common::{Db, Receiver, check_invariants, eventually, run};
+use crate::common::{Db, Posthaste, Receiver, check_invariants, eventually, run};
 use crate::{ADMIN, Api};
 
 /// Everything in the database but when keys were last used.
@@ -115,6 +115,26 @@ async fn a_key_reads_or_writes_in_its_organization_until_it_is_revoked() {
     }
     api.posthaste.assert_silent_about(&[&reader, &writer, ADMIN]);
     check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn with_the_least_rights_the_api_reads_and_says_what_is_missing_to_manage() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let (role, url) = db.role(include_str!("../../examples/deploy/grants.sql")).await;
+    let environment = [("POSTHASTE_ADMIN_TOKEN", ADMIN)];
+    let mut api = Api { posthaste: Posthaste::serve_with(&url, &environment).await };
+    for path in ["/events", "/deliveries", "/destinations", "/jobs"] {
+        api.get(org, path).await.success(200);
+    }
+    api.post(org, "/events", &json!({"event_type": "a.b"})).await.success(201);
+    let new = json!({"name": "x", "url": "https://example.com/"});
+    let refused = api.post(org, "/destinations", &new).await;
+    assert!(refused.is_problem(403).body["detail"].as_str().unwrap().contains("grants-management.sql"));
+    let key = json!({"org_id": org, "name": "x", "role": "read"}).to_string();
+    api.ask(ADMIN, "POST", "/api/v1/keys", &key).await.is_problem(403);
+    assert!(api.posthaste.terminate().await.success());
+    db.drop_role(&role).await;
 }
 
 /// One thing of each kind of an organization, all at rest, and their ids by the tag of their operations.

@@ -115,6 +115,11 @@ impl From<StoreError> for Problem {
             return Problem::later("Somebody else is changing this at the moment: try again.");
         }
         log::error!("the API could not use the database: {error}");
+        if error.is_about_rights() {
+            let detail = "The server's role in the database may not do this: examples/deploy has the rights that \
+                          it takes (grants-management.sql).";
+            return Problem::new(StatusCode::FORBIDDEN, detail);
+        }
         if error.is_an_answer() {
             let detail = "The database refused a statement; the log of the server says why.";
             return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail);
