@@ -35,7 +35,7 @@ async fn an_event_that_is_sent_is_delivered_and_everything_about_it_is_shown() {
     assert_eq!(one.success(200)["failed_attempts"], json!([]));
     assert_eq!(api.get(org, &format!("{path}/attempts")).await.success(200)["items"], json!([]));
     let retried = api.post(org, &format!("{path}/retry"), &Value::Null).await.success(200);
-    assert_eq!((&retried["id"], &retried["attempts"]), (&json!(delivery), &json!(0)));
+    assert_eq!(retried["id"], json!(delivery));
     eventually("the receiver has it twice", async || receiver.count() == 2).await;
     db.settled().await;
     let both = api.post(org, "/deliveries/retry", &json!({"ids": [delivery]})).await.success(200);
