@@ -123,7 +123,7 @@ impl DbActor {
     }
 
     fn grant(&mut self, line: Line, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
-        if line == Line::Backlog && self.claim_outage.ends() {
+        if self.claim_outage.ends() {
             log::info!("deliveries are claimed again");
         }
         let received = clock::now();
