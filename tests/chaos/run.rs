@@ -65,6 +65,8 @@ async fn run(seed: u64, length: Duration) {
         switches,
         kills: Vec::new(),
         counts: Default::default(),
+        start: Instant::now(),
+        story: Vec::new(),
         logs: Vec::new(),
         server_is_up: true,
     };
