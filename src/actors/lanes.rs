@@ -134,6 +134,13 @@ impl ClaimLane {
                 Err(error) => return Err(error),
             }
         }
+        if let Some(wait) = self.since.as_ref().and_then(Since::undecided_for) {
+            for grant in grants.iter_mut().filter(|grant| grant.now != DbTime(0)) {
+                // Leases that may be void by then should be looked at again.
+                let again = grant.now.after(wait);
+                grant.next_due = Some(grant.next_due.map_or(again, |due| due.min(again)));
+            }
+        }
         Ok(grants)
     }
 }
@@ -153,6 +160,12 @@ impl Since {
     /// Whether there is nothing to be asked any more.
     fn is_settled(&self) -> bool {
         self.alone || clock::now() >= self.at + LEASE
+    }
+
+    /// How long until it may be said that no other process lives; none where that is clear.
+    fn undecided_for(&self) -> Option<Duration> {
+        let unseen = self.unseen.filter(|_| !self.alone)?;
+        Some(UNSEEN.saturating_sub(clock::now().saturating_duration_since(unseen)))
     }
 
     /// Leases from before this moment are void.

@@ -91,7 +91,7 @@ pub(super) async fn tell(connection: &mut PgConnection, options: &ConnectOptions
 /// [`StoreError::Pooler`] behind a pooler in transaction mode: nothing can be done there. Else whatever the
 /// database says.
 pub async fn fitting(options: &ConnectOptions) -> Result<ConnectOptions, StoreError> {
-    let mark = ConnectOptions { settings: vec![("lock_timeout", "12345ms")], ..options.clone() };
+    let mark = options.clone().options([("lock_timeout", "12345ms")]);
     let started = in_time(async {
         let mut connection = PgConnection::connect_with(&mark.start()).await?;
         let shown = raw_sql("SHOW lock_timeout").fetch_one(&mut connection).await?;
@@ -107,7 +107,9 @@ pub async fn fitting(options: &ConnectOptions) -> Result<ConnectOptions, StoreEr
         Err(error) => return Err(error),
     };
     let fitting = ConnectOptions { by_statement, ..options.clone() };
-    let (mut one, mut other) = (connect(&fitting).await?, connect(&fitting).await?);
+    // Whatever the server's own limit is: one of them rests in a transaction for a moment.
+    let compared = fitting.clone().options([("idle_in_transaction_session_timeout", "10s")]);
+    let (mut one, mut other) = (connect(&compared).await?, connect(&compared).await?);
     for _ in 0..COMPARISONS {
         if in_time(is_shared(&mut one, &mut other)).await? {
             return Err(StoreError::Pooler);

@@ -28,6 +28,9 @@ pub struct Stage {
     pub kills: Vec<Instant>,
     /// How often each kind of trouble was made.
     pub counts: BTreeMap<&'static str, usize>,
+    /// What began and ended when, since the start of the run.
+    pub start: Instant,
+    pub story: Vec<String>,
     /// The logs of processes that are gone.
     pub logs: Vec<String>,
     pub server_is_up: bool,
@@ -43,6 +46,21 @@ pub enum Cure {
     Unlock(Transaction<'static, Postgres>),
     Enable(usize),
     Restore(usize),
+}
+
+impl Cure {
+    fn name(&self) -> &'static str {
+        match self {
+            Cure::Nothing => "  (over)",
+            Cure::Network => "  network well",
+            Cure::Continue(_) => "  process continues",
+            Cure::Start => "  process started",
+            Cure::Database => "  database up",
+            Cure::Unlock(_) => "  unlocked",
+            Cure::Enable(_) => "  enabled",
+            Cure::Restore(_) => "  receiver back",
+        }
+    }
 }
 
 impl Stage {
@@ -77,11 +95,18 @@ impl Stage {
             _ => ("receiver away", self.outage(rng).await),
         };
         *self.counts.entry(name).or_default() += 1;
+        self.tell(name);
         cure
+    }
+
+    fn tell(&mut self, what: &str) {
+        let processes: Vec<i32> = self.processes.iter().map(Posthaste::pid).collect();
+        self.story.push(format!("{:.1?} {what} {processes:?}", self.start.elapsed()));
     }
 
     /// Ends it.
     pub async fn end(&mut self, cure: Cure) {
+        self.tell(cure.name());
         match cure {
             Cure::Nothing => {}
             Cure::Network => self.proxy.set(Fault::None),

@@ -1,6 +1,7 @@
 //! What must hold after a chaos run.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sqlx::Row;
@@ -62,7 +63,8 @@ pub async fn judge(stage: &Stage, written: &Written) {
     }
     let deliveries = written.owed.len();
     println!(
-        "{} events, {deliveries} deliveries ({dead} dead), {receipts} receipts, {twice} accepted again, {} kills",
+        "{} events, {deliveries} deliveries ({dead} dead), {receipts} receipts, {twice} accepted again, \
+         {} kills",
         written.events,
         stage.kills.len()
     );
@@ -71,6 +73,15 @@ pub async fn judge(stage: &Stage, written: &Written) {
         wrong.push("something panicked".into());
     }
     wrong.truncate(30);
+    if !wrong.is_empty() {
+        println!("{}", stage.story.join("\n"));
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        for (n, log) in stage.logs.iter().enumerate() {
+            std::fs::write(directory.join(format!("{n}.log")), log).unwrap();
+        }
+        println!("the logs of the processes are in {}", directory.display());
+    }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -141,11 +152,12 @@ fn order(member: &Member, rows: &[Delivery]) -> Option<String> {
     (wrong > 0).then(|| format!("{wrong} times out of order"))
 }
 
-/// What was accepted again must have been in flight, or unrecorded, at a kill, or its answer was lost when the
-/// receiver went away.
+/// What was accepted again must have been in flight, or unrecorded, at a kill, or its answer was lost when
+/// the receiver went away.
 fn unexplained(stage: &Stage, outages: &[Instant], times: &[Instant]) -> Option<String> {
     let between = |at: &Instant, pair: &[Instant]| *at + READ_LATE >= pair[0] && *at <= pair[1];
     let pair =
         times.windows(2).find(|pair| !stage.kills.iter().chain(outages).any(|at| between(at, pair)))?;
-    Some(format!("was accepted again after {:.1?}, and nothing explains it", pair[1] - pair[0]))
+    let [first, again] = [0, 1].map(|n| pair[n] - stage.start);
+    Some(format!("was accepted at {first:.1?} and again at {again:.1?}, and nothing explains it"))
 }
