@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::{App, HttpResponse, HttpServer, get, web};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use self::metrics::Measure;
 use crate::actors::{Dispatcher, Readiness};
@@ -18,9 +19,11 @@ use crate::model::Secret;
 use crate::store::{self, Pool};
 
 /// Seconds that open connections get when the server stops.
-const STOP_SECONDS: u64 = 1;
+const STOP_SECONDS: u64 = 5;
 /// Connections to the database that requests to the API share; opened when they are needed.
 const POOL_CONNECTIONS: u32 = 4;
+/// Tests of destinations that run at once: each may take as long as a request may.
+const MAX_TESTS: usize = 16;
 /// Connections to the server: those beyond wait.
 const MAX_CONNECTIONS: usize = 512;
 
@@ -30,13 +33,19 @@ pub struct State {
     dispatcher: Arc<Mutex<Result<(Dispatcher, Pool), String>>>,
     admin_token: Option<Secret>,
     key_uses: Arc<Uses>,
+    tests: Arc<Semaphore>,
 }
 
 impl State {
     /// Without a dispatcher yet, because of `why`. Who has `admin_token` may do everything.
     pub fn starting(why: &str, admin_token: Option<Secret>) -> State {
         let dispatcher = Arc::new(Mutex::new(Err(why.to_owned())));
-        State { dispatcher, admin_token, key_uses: Arc::default() }
+        State {
+            dispatcher,
+            admin_token,
+            key_uses: Arc::default(),
+            tests: Arc::new(Semaphore::new(MAX_TESTS)),
+        }
     }
 
     /// From now on there is one, or another reason why there is none.

@@ -188,7 +188,8 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     state.set(Ok(dispatcher.clone()));
     dispatch(dispatcher, &state, &mut signals).await?;
     for server in servers {
-        server.stop(false).await;
+        // Requests that are open are answered, within a limit of the server's own.
+        server.stop(true).await;
     }
     Ok(())
 }

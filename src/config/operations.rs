@@ -79,6 +79,15 @@ impl Retention {
     }
 }
 
+/// A token as a header can carry it; an empty one is none.
+fn read_token(token: &Secret, r: &mut Reader) -> Option<Secret> {
+    let text = token.reveal().trim();
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        r.faults.push("--admin-token: must be visible ASCII characters, without spaces".into());
+    }
+    Some(text).filter(|text| !text.is_empty()).map(Secret::new)
+}
+
 impl OperationArgs {
     pub(super) fn validate(&self, r: &mut Reader) -> Operations {
         let metrics_listen = self.metrics_listen.as_deref().filter(|text| !text.is_empty());
@@ -91,9 +100,10 @@ impl OperationArgs {
             dead: age("--retention-dead", &self.retention_dead),
             attempts: age("--retention-attempts", &self.retention_attempts),
         };
+        let admin_token = self.admin_token.as_ref().and_then(|token| read_token(token, r));
         Operations {
             metrics_listen: metrics_listen.and_then(|text| r.address("--metrics-listen", text)),
-            admin_token: self.admin_token.clone().filter(|token| !token.reveal().is_empty()),
+            admin_token,
             metrics_max_destinations: r.number(
                 "--metrics-max-destinations",
                 &self.metrics_max_destinations,

@@ -18,6 +18,8 @@ use crate::store::{Connection, StoreError, deliveries as store_deliveries};
 pub const MAX_EVENTS: usize = 1_000;
 /// The category of events that name none.
 pub const DEFAULT_CATEGORY: &str = "api";
+/// Bytes of an event on the wire beside its payload and its content.
+const OTHER_BYTES: usize = 1_024;
 /// Characters of a category, a client's name and its version, as their columns have them.
 const MAX_CATEGORY: usize = 50;
 const MAX_CLIENT_NAME: usize = 100;
@@ -109,7 +111,7 @@ pub async fn send(
             Err(Fault::Conflict(format!("{} belongs to an event with other contents", ids.join(", "))))
         }
         Ok(Posted::NoColumn(column)) => Err(invalid(column, "this application's events have no such column")),
-        Err(error) if error.is_about_data() => Err(refused(org, error, many)),
+        Err(error) if error.is_about_data() || error.is_about_depth() => Err(refused(org, error, many)),
         Err(error) => Err(error.into()),
     }
 }
@@ -159,7 +161,7 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
             faults.add(&place("payload"), "must not contain the character NUL (\\u0000)");
         }
         let bytes = payload.len() + one.content.as_ref().map_or(0, String::len);
-        if bytes > max_bytes {
+        if bytes + OTHER_BYTES > max_bytes {
             faults
                 .add(&place("payload"), format!("with the content, {bytes} bytes are more than {max_bytes}"));
         }

@@ -26,6 +26,8 @@ pub const MAX_EVENT_TYPE: usize = 100;
 
 /// Faults of one body that are told at once.
 const MAX_FAULTS: usize = 50;
+/// Bytes that are read again for that.
+const MAX_READ_AGAIN: usize = 8 * 1024 * 1024;
 /// The earliest time that PostgreSQL has: 4714 BC, in microseconds since 1970.
 const EARLIEST: i64 = -210_866_803_200_000_000;
 
@@ -84,7 +86,9 @@ fn read_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
         (_, Err(error)) => error,
     };
     let mut faults = match serde_json::from_slice(json) {
-        Ok(value) if error.is_data() => faults_of::<T>(value),
+        Ok(value) if error.is_data() => {
+            faults_of::<T>(value, (MAX_READ_AGAIN / json.len().max(1)).clamp(1, MAX_FAULTS))
+        }
         _ => Vec::new(),
     };
     if faults.is_empty() {
@@ -110,7 +114,7 @@ pub fn read_pairs<T: DeserializeOwned>(pairs: impl Iterator<Item = (String, Stri
     match T::deserialize(&value) {
         Ok(read) => faults.check(read),
         Err(_) => {
-            faults.0.extend(faults_of::<T>(value));
+            faults.0.extend(faults_of::<T>(value, MAX_FAULTS));
             Err(Fault::Invalid(faults.0))
         }
     }
@@ -118,9 +122,9 @@ pub fn read_pairs<T: DeserializeOwned>(pairs: impl Iterator<Item = (String, Stri
 
 /// Everything in `value` that keeps it from being a `T`: what is wrong is noted, taken out, and the rest read
 /// again.
-fn faults_of<T: DeserializeOwned>(mut value: Value) -> Vec<FieldFault> {
+fn faults_of<T: DeserializeOwned>(mut value: Value, most: usize) -> Vec<FieldFault> {
     let mut faults: Vec<FieldFault> = Vec::new();
-    while faults.len() < MAX_FAULTS {
+    while faults.len() < most {
         let Err(error) = serde_path_to_error::deserialize::<_, T>(&value) else { break };
         let message = error.inner().to_string();
         let mut path: Vec<Segment> = error.path().iter().cloned().collect();

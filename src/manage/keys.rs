@@ -176,6 +176,11 @@ pub async fn revoke(db: &mut Connection, org: Option<OrgId>, id: KeyId) -> Resul
     revoked.map(view).ok_or_else(|| Fault::NotFound(format!("key {id}")))
 }
 
+/// Whether a text has the form of a key.
+pub fn has_form(presented: &str) -> bool {
+    prefix(presented).is_some()
+}
+
 /// Who presents this key; `None`: it is none, or revoked. Asks the database each time, so that a revoked key
 /// is of no use at once.
 ///

@@ -43,6 +43,8 @@ pub type Pooled = sqlx::pool::PoolConnection<sqlx::Postgres>;
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest wait for a connection from a pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for a connection to be idle that is given back; otherwise it is closed.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for the reason why there is none.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -122,6 +124,25 @@ impl StoreError {
         }
     }
 
+    /// Whether it is about this moment rather than about what was asked: connections (SQLSTATE class 08),
+    /// read-only (25006), locks and serialization (40), resources (53), an operator or a timeout (57).
+    pub fn is_about_the_moment(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
+                ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
+            }),
+            other => !other.is_about_data(),
+        }
+    }
+
+    /// Whether the data is nested too deeply for the server (SQLSTATE 54001).
+    pub fn is_about_depth(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.code().as_deref() == Some("54001"),
+            _ => false,
+        }
+    }
+
     /// Whether the database said so itself.
     pub fn is_an_answer(&self) -> bool {
         matches!(self, StoreError::Database(sqlx::Error::Database(_)))
@@ -193,7 +214,12 @@ pub fn planned(options: ConnectOptions) -> ConnectOptions {
 /// `options` for the statements behind the API and the command line: each is made for an index, whatever the
 /// planner takes a table for.
 pub fn indexed(options: ConnectOptions) -> ConnectOptions {
-    options.options([("enable_seqscan", "off"), ("jit", "off")])
+    options.options([
+        ("enable_seqscan", "off"),
+        ("jit", "off"),
+        // Below STATEMENT_TIMEOUT: what is not waited for any more must not go on.
+        ("statement_timeout", "3500ms"),
+    ])
 }
 
 /// A pool of at most `most` connections; it opens none yet.
@@ -203,6 +229,13 @@ pub fn pool(options: ConnectOptions, most: u32) -> Pool {
     let pool = pool.after_connect(move |connection, _| {
         let options = options.clone();
         Box::pin(async move { sessions::tell(connection, &options).await })
+    });
+    // Whoever gave up in the middle of a statement gives back a connection that is still busy.
+    let pool = pool.after_release(|connection, _| {
+        Box::pin(async move {
+            let idle = tokio::time::timeout(RELEASE_TIMEOUT, sqlx::Connection::ping(connection)).await;
+            Ok(matches!(idle, Ok(Ok(()))))
+        })
     });
     pool.connect_lazy_with(start)
 }

@@ -190,7 +190,9 @@ impl DestinationActor {
         generation: u64,
         links: Links,
     ) -> Self {
+        // Before anything else: what panics below is told as well.
         let stopped = Stopped { destination: destination.id, generation, clean: false };
+        let obituary = Obituary { stopped, to: links.stopped.clone() };
         let mut actor = DestinationActor {
             sender: Err(String::new()),
             limiter: Limiter::new(&destination.settings),
@@ -220,7 +222,7 @@ impl DestinationActor {
             rest_until: None,
             halted: false,
             retiring: false,
-            obituary: Obituary { stopped, to: links.stopped.clone() },
+            obituary,
             destination,
             links,
         };

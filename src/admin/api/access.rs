@@ -18,7 +18,7 @@ use crate::admin::State;
 use crate::clock;
 use crate::manage::keys::{self, Caller, Role};
 use crate::model::{KeyId, OrgId, Secret};
-use crate::store::{Connection, organizations};
+use crate::store::organizations;
 
 /// The organization of a request, once it is known that the caller may ask about it.
 #[derive(Clone, Copy)]
@@ -47,8 +47,7 @@ pub(super) async fn tenant(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let named = request.match_info().get("org_id").unwrap_or_default().to_owned();
     let org = named.parse().map(OrgId);
-    let mut conn = state.acquire().await?;
-    match caller(&state, &mut conn, &request).await? {
+    match caller(&state, &request).await? {
         Some(Caller { org: of, role, key }) => {
             note_use(&state, key);
             if org.as_ref() != Ok(&of) {
@@ -65,6 +64,7 @@ pub(super) async fn tenant(
         }
         None => {
             let org = *org.as_ref().map_err(|_| Problem::invalid("org_id", "must be a UUID"))?;
+            let mut conn = state.acquire().await?;
             if !organizations::exists(&mut conn, org).await.map_err(Problem::from)? {
                 return Err(
                     Problem::new(StatusCode::NOT_FOUND, format!("There is no organization {org}.")).into()
@@ -72,7 +72,6 @@ pub(super) async fn tenant(
             }
         }
     }
-    drop(conn);
     if let Ok(org) = org {
         request.extensions_mut().insert(Org(org));
     }
@@ -88,20 +87,15 @@ pub(super) async fn admin(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let mut conn = state.acquire().await?;
-    if caller(&state, &mut conn, &request).await?.is_some() {
+    if caller(&state, &request).await?.is_some() {
         return Err(Problem::new(StatusCode::NOT_FOUND, "There is nothing here.").into());
     }
-    drop(conn);
     next.call(request).await
 }
 
-/// Whose key came with the request; `None`: the admin's token.
-async fn caller(
-    state: &State,
-    conn: &mut Connection,
-    request: &ServiceRequest,
-) -> Result<Option<Caller>, Problem> {
+/// Whose key came with the request; `None`: the admin's token. What is neither costs no connection to the
+/// database.
+async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller>, Problem> {
     let admin = state.admin_token();
     let presented = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let presented = presented.and_then(|value| {
@@ -112,11 +106,13 @@ async fn caller(
         if admin.is_some_and(|admin| is_same(admin, token)) {
             return Ok(None);
         }
-        if let Some(caller) = keys::authenticate(conn, token).await? {
+        if keys::has_form(token)
+            && let Some(caller) = keys::authenticate(&mut *state.acquire().await?, token).await?
+        {
             return Ok(Some(caller));
         }
     }
-    if admin.is_none() && !keys::any_exists(conn).await? {
+    if admin.is_none() && !keys::any_exists(&mut *state.acquire().await?).await? {
         let detail = "Nobody can use this API yet: start posthaste serve with POSTHASTE_ADMIN_TOKEN, or make \
                       a key with posthaste keys create.";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));

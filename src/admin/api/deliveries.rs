@@ -7,7 +7,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
 use super::access::Org;
-use super::input::{Id, Json, OnePath, OrgPath, Query};
+use super::input::{Id, Json, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::{Answer, ok};
 use crate::admin::State;
 use crate::manage::List;
@@ -58,7 +58,7 @@ async fn attempts(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "deliveries", operation_id = "retry_delivery", params(OnePath),
     responses((status = 200, description = "Queued again", body = DetailView)))]
 #[post("/deliveries/{id}/retry")]
-async fn retry(state: web::Data<State>, org: Org, id: Id) -> Answer {
+async fn retry(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
     ok(&deliveries::retry_one(&mut *state.acquire().await?, org.0, DeliveryId(id.0)).await?)
 }
 

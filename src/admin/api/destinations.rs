@@ -11,11 +11,11 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::access::Org;
-use super::input::{Id, Json, MaybeJson, OnePath, OrgPath, Query};
+use super::input::{Id, Json, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::problem::Problem;
 use super::{Answer, ok};
 use crate::actors::Shared;
-use crate::admin::State;
+use crate::admin::{MAX_TESTS, State};
 use crate::manage::List;
 use crate::manage::destinations::{
     self, Changes, CreatedView, DeletedView, Disable, EnabledView, Rotate, RotatedView, Setup, StatsView,
@@ -158,8 +158,10 @@ async fn delete(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "destinations", operation_id = "test_destination", params(OnePath),
     responses((status = 200, description = "What came of it", body = TestView)))]
 #[post("/destinations/{id}/test")]
-async fn test(state: web::Data<State>, org: Org, id: Id) -> Answer {
+async fn test(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
     let shared = state.get().map_err(Problem::later)?.shared;
+    let busy = |_| Problem::later(format!("{MAX_TESTS} tests are running: try again later."));
+    let _permit = state.tests.try_acquire().map_err(busy)?;
     let mut conn = state.acquire().await?;
     let probe = destinations::prepare(&mut conn, org.0, DestinationId(id.0), setup(&shared)).await?;
     // No connection is held during a request.
@@ -173,7 +175,7 @@ async fn test(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "destinations", operation_id = "enable_destination", params(OnePath),
     responses((status = 200, description = "Enabled", body = EnabledView)))]
 #[post("/destinations/{id}/enable")]
-async fn enable(state: web::Data<State>, org: Org, id: Id) -> Answer {
+async fn enable(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
     let mut conn = state.acquire().await?;
     ok(&destinations::enable(&mut conn, org.0, DestinationId(id.0), COUNTING).await?)
 }
@@ -211,8 +213,7 @@ async fn rotate(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Rota
     responses((status = 200, description = "Its figures", body = StatsView)))]
 #[get("/destinations/{id}/stats")]
 async fn stats(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    let reading = state.get().map_err(Problem::later)?.shared.tallies.read();
     let id = DestinationId(id.0);
-    let figures = reading.listed.iter().find(|(listed, ..)| *listed == id).map(|(_, _, figures)| figures);
-    ok(&destinations::stats(&mut *state.acquire().await?, org.0, id, figures).await?)
+    let figures = state.get().map_err(Problem::later)?.shared.tallies.of(id);
+    ok(&destinations::stats(&mut *state.acquire().await?, org.0, id, figures.as_ref()).await?)
 }

@@ -14,7 +14,7 @@ const BEARER: &str = "bearer";
 const ERRORS: [(&str, &str); 7] = [
     ("400", "The request is wrong; `errors` says where"),
     ("401", "Neither the admin token nor an API key"),
-    ("403", "The role of the key does not allow it"),
+    ("403", "The role of the key, or the server's own in the database, does not allow it"),
     ("404", "There is no such thing, or it belongs to another organization"),
     ("405", "Not with this method"),
     ("500", "The database refused; the log of the server says why"),

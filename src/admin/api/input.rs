@@ -9,6 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::form_urlencoded;
 use utoipa::IntoParams;
@@ -115,6 +116,11 @@ impl<T: DeserializeOwned + 'static> FromRequest for MaybeJson<T> {
         })
     }
 }
+
+/// The members of a body where there is nothing to say.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
 
 /// A JSON body with events, not read yet.
 pub(super) struct EventsBody(pub Bytes);

@@ -5,7 +5,7 @@ use actix_web::{get, post, web};
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::access::Org;
-use super::input::{Id, MaybeJson, OnePath, OrgPath, Query};
+use super::input::{Id, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::{Answer, json, ok};
 use crate::admin::State;
 use crate::manage::List;
@@ -76,6 +76,6 @@ async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "jobs", operation_id = "cancel_job", params(OnePath),
     responses((status = 200, description = "Cancelled", body = View)))]
 #[post("/jobs/{id}/cancel")]
-async fn cancel(state: web::Data<State>, org: Org, id: Id) -> Answer {
+async fn cancel(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
     ok(&jobs::cancel(&mut *state.acquire().await?, org.0, JobId(id.0)).await?)
 }

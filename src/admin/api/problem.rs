@@ -14,7 +14,8 @@ use crate::store::StoreError;
 /// Media type of a problem document.
 pub(super) const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Why a request was not carried out (RFC 9457). Nothing was done.
+/// Why a request was not carried out (RFC 9457). Nothing was done; after a 503 that is not certain, and what has
+/// an id can be repeated.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     /// Always `about:blank`: the status says what kind of problem it is.
@@ -80,7 +81,7 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponseBuilder::new(self.status_code());
-        response.content_type(CONTENT_TYPE);
+        response.content_type(CONTENT_TYPE).insert_header((header::CACHE_CONTROL, "no-store"));
         if let Some((name, value)) = self.header.as_deref() {
             response.insert_header((name.clone(), value.as_str()));
         }
@@ -116,11 +117,11 @@ impl From<StoreError> for Problem {
         }
         log::error!("the API could not use the database: {error}");
         if error.is_about_rights() {
-            let detail = "The server's role in the database may not do this: examples/deploy has the rights that \
-                          it takes (grants-management.sql).";
+            let detail = "The server's role in the database may not do this: examples/deploy has the rights \
+                          that it takes (grants-management.sql).";
             return Problem::new(StatusCode::FORBIDDEN, detail);
         }
-        if error.is_an_answer() {
+        if !error.is_about_the_moment() {
             let detail = "The database refused a statement; the log of the server says why.";
             return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail);
         }

@@ -68,7 +68,9 @@ async fn run_dispatcher(
     let dispatcher = actors::Dispatcher::start(config, options).map_err(|error| error.to_string())?;
     state.set(Ok(dispatcher.clone()));
     // Whoever started it may have given up by now; then `stop` says so as well.
-    addresses.first().map(|address| ready.send(*address).ok());
+    if let Some(address) = addresses.first() {
+        ready.send(*address).ok();
+    }
     stop.await.ok();
     dispatcher.stop().await;
     server.stop(false).await;

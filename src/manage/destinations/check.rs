@@ -162,7 +162,10 @@ pub(super) fn refused(org: OrgId, name: &str, error: StoreError) -> Fault {
     // An application's own constraint, or a trigger of it.
     let field = match constraint.trim_end_matches("_check") {
         "" => "destination".to_owned(),
-        own => own.trim_start_matches("webhook_destinations_").to_owned(),
+        own => match own.strip_prefix("posthaste_destination_settings_") {
+            Some(column) => format!("settings.{column}"),
+            None => own.trim_start_matches("webhook_destinations_").to_owned(),
+        },
     };
     Fault::Invalid(vec![FieldFault { field, detail: error.to_string() }])
 }

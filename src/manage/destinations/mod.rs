@@ -195,10 +195,8 @@ pub async fn delete(
     }
     let mut deliveries = 0;
     loop {
-        let deleted = desk::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
-        deliveries += deleted;
-        if deleted < DELETED_AT_ONCE as u64 {
-            desk::delete(db, org, id).await?;
+        deliveries += desk::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
+        if desk::delete(db, org, id).await? {
             return Ok(DeletedView { deleted: true, deliveries });
         }
         if clock::now() >= until {

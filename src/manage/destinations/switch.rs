@@ -103,7 +103,9 @@ pub async fn enable(
         let (from, to) = (Some(enabled.since), Some(enabled.now));
         let (statuses, event_type) = (Vec::new(), None);
         let spec = Spec { kind: Kind::Backfill, org, destination: id, from, to, statuses, event_type };
-        let counted = jobs::count(db, &spec, clock::now() + counting).await?;
+        // It is enabled already, and from when on it has missed something must not be lost with the count.
+        let counted = jobs::count(db, &spec, clock::now() + counting).await;
+        let counted = counted.unwrap_or(jobs::CountView { count: 0, complete: false });
         let from = enabled.since.iso();
         missed = Some(MissedView { from, count: counted.count, complete: counted.complete });
     }

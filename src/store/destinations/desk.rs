@@ -259,7 +259,9 @@ pub async fn filter_fault(db: &mut PgConnection, filter: &str) -> Result<Option<
 
 const DELETE_DELIVERIES: &str = "
     DELETE FROM public.webhook_deliveries WHERE id = ANY (ARRAY(
-        SELECT id FROM public.webhook_deliveries WHERE destination_id = $1 LIMIT $2))";
+        SELECT id FROM public.webhook_deliveries WHERE destination_id = $1 LIMIT $2
+        -- what somebody else deletes at this moment is not waited for
+        FOR UPDATE SKIP LOCKED))";
 
 /// Deletes up to `most` deliveries to a destination; how many.
 ///
@@ -274,9 +276,12 @@ pub async fn delete_deliveries(
     Ok(in_time(query.execute(db)).await?.rows_affected())
 }
 
-const DELETE: &str = "DELETE FROM public.webhook_destinations WHERE org_id = $1 AND id = $2";
+/// Deliveries go before it: to cascade over millions of them would take too long.
+const DELETE: &str = "
+    DELETE FROM public.webhook_destinations WHERE org_id = $1 AND id = $2
+        AND NOT EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = $2)";
 
-/// Deletes a destination with everything that refers to it; false: `org` has no such destination.
+/// Deletes a destination that has no deliveries any more; whether there was one.
 ///
 /// # Errors
 /// Whatever the database says.
