@@ -147,7 +147,6 @@ DECLARE
     paths boolean;
     held_ordinals bigint[];
     held_destinations uuid[];
-    due timestamp;
     base timestamp;
     woken uuid[];
 BEGIN
@@ -177,8 +176,8 @@ BEGIN
 
     -- The order within the statement is kept in microseconds that end now. Writing n rows took longer than n
     -- of them, so they also lie after everything that an earlier statement queued, and never in the future.
-    due := timezone('UTC', clock_timestamp());
-    base := due - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
+    base := timezone('UTC', clock_timestamp())
+        - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
 
     -- Materialized, or the patterns would be worked out anew for every event.
     WITH subscription AS MATERIALIZED (
@@ -202,8 +201,9 @@ BEGIN
     ), queued AS (
         INSERT INTO public.webhook_deliveries
             (id, destination_id, log_id, status, attempts, next_retry_at, created_at)
-        SELECT gen_random_uuid(), m.destination_id, m.log_id, 'pending', 0, due,
-            base + m.ordinal * interval '1 microsecond'
+        SELECT gen_random_uuid(), m.destination_id, m.log_id, 'pending', 0,
+            -- Due now, and each at a time of its own: a claim begins where the last one ended.
+            base + m.ordinal * interval '1 microsecond', base + m.ordinal * interval '1 microsecond'
         FROM matched m JOIN locked l ON l.id = m.destination_id
         ON CONFLICT (destination_id, log_id) DO NOTHING
         RETURNING destination_id

@@ -5,6 +5,7 @@
 //! that all faults can be reported at once and not one per run.
 
 mod operations;
+mod outbound;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,6 +19,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 pub use self::operations::{OperationArgs, Operations, Retention};
+pub use self::outbound::{Outbound, OutboundArgs};
 use crate::model::Secret;
 use crate::policy::egress::Rules;
 use crate::policy::keyring::KeyRing;
@@ -92,22 +94,12 @@ impl SecretKeyArgs {
 /// The options that every dispatcher takes, whatever its database is.
 #[derive(Args, Clone, Debug)]
 pub struct DispatchArgs {
-    /// Address and port of the HTTP server (health)
+    /// Address and port of the HTTP server: API, health, metrics
     #[arg(long, env = "POSTHASTE_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDRESS")]
     pub listen: String,
-    /// Networks that may be connected to although they are not public, comma-separated CIDRs
-    #[arg(long, env = "POSTHASTE_ALLOW_NETWORKS", default_value = "", value_name = "CIDRS")]
-    pub allow_networks: String,
-    /// Refuse destinations with http URLs
-    #[arg(long, env = "POSTHASTE_HTTPS_ONLY", default_value = "false", value_name = "BOOL", num_args = 0..=1,
-          default_missing_value = "true")]
-    pub https_only: String,
-    /// File with further root certificates to trust, PEM
-    #[arg(long, env = "POSTHASTE_CA_FILE", value_name = "FILE")]
-    pub ca_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub secret_key: SecretKeyArgs,
+    pub outbound: OutboundArgs,
     /// How often to look for work that no notification announced, a duration from 100ms to 1h
     #[arg(long, env = "POSTHASTE_POLL_INTERVAL", default_value = DEFAULT_POLL_INTERVAL,
           value_name = "DURATION")]
@@ -337,30 +329,15 @@ impl DispatchArgs {
     pub fn validate(&self, database_url: Secret) -> Result<Config, ConfigFaults> {
         let mut r = Reader { faults: Vec::new() };
         let listen = r.address("--listen", &self.listen);
-        let mut allow_networks = Vec::new();
-        for text in self.allow_networks.split(',').map(str::trim).filter(|t| !t.is_empty()) {
-            let parsed = text
-                .parse::<IpNet>()
-                .map_err(|_| "is not a network such as 10.0.0.0/8 or ::1/128".to_string());
-            allow_networks.extend(r.check("--allow-networks", text, parsed.map(Some)));
-        }
-        if let Some(file) = &self.ca_file
-            && let Err(fault) = certificates_in(file)
-        {
-            r.faults.push(format!("--ca-file: {} {fault}", file.display()));
-        }
-        let secret_keys = self.secret_key.keys().unwrap_or_else(|ConfigFaults(faults)| {
-            r.faults.extend(faults);
-            KeyRing::default()
-        });
+        let Outbound { rules, ca_file, secret_keys } = self.outbound.read(&mut r);
         let secs = Duration::from_secs;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let config = Config {
             database_url,
             listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
-            allow_networks,
-            https_only: r.bool("--https-only", &self.https_only),
-            ca_file: self.ca_file.clone(),
+            allow_networks: rules.allow,
+            https_only: rules.https_only,
+            ca_file,
             secret_keys,
             poll_interval: r.duration(
                 "--poll-interval",
@@ -420,7 +397,7 @@ mod tests {
             ],
         ) {
             let mut args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
-            args.allow_networks = networks;
+            args.outbound.allow_networks = networks;
             args.max_retry_delay = duration;
             args.max_event_bytes = bytes;
             match args.validate(Secret::new("")) {

@@ -36,3 +36,9 @@ GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role"
 -- Replays and backfills, and what of the past they must not send again.
 GRANT SELECT, INSERT, UPDATE ON public.posthaste_jobs TO :"role";
 GRANT SELECT ON public.posthaste_retention TO :"role";
+
+-- The organization of a request to the API, and whose request it is. Creating and revoking keys needs
+-- grants-management.sql.
+GRANT SELECT (id) ON public.organizations TO :"role";
+GRANT SELECT ON public.posthaste_api_keys TO :"role";
+GRANT UPDATE (last_used_at) ON public.posthaste_api_keys TO :"role";

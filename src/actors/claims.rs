@@ -1,5 +1,8 @@
 //! The claims that wait for a statement, and how much the next statement may take.
 //!
+//! They wait in two [`Line`]s, each with a connection of its own, so that something new does not wait until a
+//! large part of somebody's backlog is claimed.
+//!
 //! Three things bound a statement: rows, bytes, and the time that the last one took. Its bytes are a part of
 //! what is free, so that events are never read before there is room for them, and whoever comes next finds
 //! some room left.
@@ -17,14 +20,40 @@ use crate::store::deliveries::{MAX_CLAIM_ROWS, Room};
 /// statements: one that runs into it has done its work for nothing.
 const SLOW: Duration = Duration::from_secs(1);
 
+/// Where a destination waits for its claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// It knows of nothing that is due, but there may be something new: not much, in most cases.
+    New,
+    /// More was due than its last claim gave it.
+    Backlog,
+}
+
+/// How many there are.
+const LINES: u64 = 2;
+
 /// See the module.
 pub(super) struct Claims {
-    waiting: FairQueue<Claim>,
-    count: usize,
+    queues: [Queue; 2],
+    /// There are two connections; otherwise all wait in one line.
+    is_split: bool,
     /// Claims that wait for results, each with the number of results that must be written before it.
     after_results: VecDeque<(u64, Claim)>,
+}
+
+/// A line.
+struct Queue {
+    waiting: FairQueue<Claim>,
+    count: usize,
     /// Rows that the next statement may ask for.
     rows: usize,
+}
+
+impl Queue {
+    fn take_all(&mut self) -> Vec<Claim> {
+        self.count = 0;
+        std::iter::from_fn(|| self.waiting.pop(|_| true)).map(|(_, claim)| claim).collect()
+    }
 }
 
 /// What one statement claims.
@@ -35,17 +64,26 @@ pub(super) struct Group {
 
 impl Claims {
     pub(super) fn new() -> Claims {
-        Claims {
-            waiting: FairQueue::default(),
-            count: 0,
-            after_results: VecDeque::new(),
-            rows: MAX_CLAIM_ROWS,
-        }
+        let queue = || Queue { waiting: FairQueue::default(), count: 0, rows: MAX_CLAIM_ROWS };
+        Claims { queues: [queue(), queue()], is_split: false, after_results: VecDeque::new() }
+    }
+
+    /// From now on there are two lines.
+    pub(super) fn split(&mut self) {
+        self.is_split = true;
+    }
+
+    /// From now on there is one, [`Line::Backlog`].
+    pub(super) fn merge(&mut self) {
+        self.is_split = false;
+        self.queues[Line::New as usize].take_all().into_iter().for_each(|claim| self.push(claim));
     }
 
     pub(super) fn push(&mut self, claim: Claim) {
-        self.count += 1;
-        self.waiting.push(claim.org, claim);
+        let line = if self.is_split { claim.line } else { Line::Backlog };
+        let queue = &mut self.queues[line as usize];
+        queue.count += 1;
+        queue.waiting.push(claim.org, claim);
     }
 
     /// Keeps `claim` back until `results` of them are written.
@@ -64,56 +102,58 @@ impl Claims {
 
     /// Takes out everything.
     pub(super) fn take_all(&mut self) -> Vec<Claim> {
-        self.count = 0;
         let after = self.after_results.drain(..).map(|(_, claim)| claim);
-        let waiting = std::iter::from_fn(|| self.waiting.pop(|_| true)).map(|(_, claim)| claim);
-        after.chain(waiting).collect()
+        after.chain(self.queues.iter_mut().flat_map(Queue::take_all)).collect()
     }
 
     /// How many could be claimed for now, if there were room.
     pub(super) fn len(&self) -> usize {
-        self.count
+        self.queues.iter().map(|queue| queue.count).sum()
     }
 
-    /// The claims of the next statement, in fair order, with their shares of the bytes that are free; none if
-    /// nobody waits who may have any.
-    pub(super) fn next(&mut self, bytes: &Limit, max_event_bytes: usize) -> Group {
+    /// The claims of the next statement of `line`, in fair order, with their shares of the bytes that are
+    /// free; none if nobody waits who may have any. The other line's statement may be under way: each gets
+    /// half of what is free.
+    pub(super) fn next(&mut self, line: Line, bytes: &Limit, max_event_bytes: usize) -> Group {
+        let queue = &mut self.queues[line as usize];
         let mut claims: Vec<Claim> = Vec::new();
         let mut rows = 0;
-        while rows < self.rows
-            && let Some((_, mut claim)) = self.waiting.pop(|org| bytes.allowance(org) > 0)
+        while rows < queue.rows
+            && let Some((_, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
         {
-            claim.ask.want = claim.ask.want.min((self.rows - rows) as u32);
+            claim.ask.want = claim.ask.want.min((queue.rows - rows) as u32);
             rows += claim.ask.want as usize;
             claims.push(claim);
         }
-        self.count -= claims.len();
+        queue.count -= claims.len();
         let mut asking: HashMap<OrgId, u64> = HashMap::new();
         for claim in &claims {
             *asking.entry(claim.org).or_default() += 1;
         }
         for claim in &mut claims {
-            let share = (bytes.allowance(claim.org) / asking[&claim.org]).max(1);
+            let share = (bytes.allowance(claim.org) / LINES / asking[&claim.org]).max(1);
             claim.ask.max_bytes = share;
             // Rows that cannot be taken anyway need not be looked at.
             let fitting = 1 + share / EVENT_OVERHEAD_BYTES;
             claim.ask.want = claim.ask.want.min(u32::try_from(fitting).unwrap_or(u32::MAX));
         }
-        let room = Room { planned: bytes.allowance_of_anybody(), most: bytes.free(), max_event_bytes };
-        Group { claims, room }
+        let [planned, most] = [bytes.allowance_of_anybody(), bytes.free()].map(|free| (free / LINES).max(1));
+        Group { claims, room: Room { planned, most, max_event_bytes } }
     }
 
-    /// A statement took this long: the next one asks for less, or for more again.
-    pub(super) fn took(&mut self, time: Duration) {
+    /// A statement of `line` took this long: the next one asks for less, or for more again.
+    pub(super) fn took(&mut self, line: Line, time: Duration) {
+        let rows = &mut self.queues[line as usize].rows;
         if time > SLOW {
-            self.rows = (self.rows / 2).max(1);
+            *rows = (*rows / 2).max(1);
         } else if time < SLOW / 4 {
-            self.rows = (self.rows * 2).min(MAX_CLAIM_ROWS);
+            *rows = (*rows * 2).min(MAX_CLAIM_ROWS);
         }
     }
 
-    /// A statement was too much for the database: the next one asks for much less.
-    pub(super) fn was_too_much(&mut self) {
-        self.rows = (self.rows / 8).max(1);
+    /// A statement of `line` was too much for the database: the next one asks for much less.
+    pub(super) fn was_too_much(&mut self, line: Line) {
+        let rows = &mut self.queues[line as usize].rows;
+        *rows = (*rows / 8).max(1);
     }
 }

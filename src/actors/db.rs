@@ -1,18 +1,22 @@
 //! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
 //!
-//! Two lanes, each with a connection of its own and one statement under way: what arrives meanwhile is merged
-//! into the next (group commit). Claims wait in a fair queue, so that an organization with a thousand
-//! destinations takes turns with one that has a single one. Results are kept until they are written, however
-//! long the database is away; their number is bounded by what was claimed.
+//! Three lanes, each with a connection of its own and one statement under way: what arrives meanwhile is
+//! merged into the next (group commit). One writes results, one claims from backlogs, one claims what is new.
+//! Claims wait in fair queues, so that an organization with a thousand destinations takes turns with one that
+//! has a single one. Results are kept until they are written, however long the database is away; their number
+//! is bounded by what was claimed.
 
-use std::collections::HashMap;
+mod claiming;
+
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
+pub use self::claiming::Refresh;
 use super::Lifeline;
-use super::claims::{Claims, Group};
+use super::claims::Claims;
+pub use super::claims::Line;
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
@@ -21,7 +25,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
 use crate::policy::health::Saved;
-use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_RECORD_ROWS};
+use crate::store::deliveries::{Ask, MAX_RECORD_ROWS};
 use crate::store::destinations::OperationalEvent;
 use crate::store::{ConnectOptions, StoreError};
 
@@ -43,6 +47,8 @@ pub struct Claim {
     /// Only after the results that were sent before are written: until then their leases would hide
     /// deliveries that are due.
     pub after_results: bool,
+    /// Where it waits.
+    pub line: Line,
     /// Gets the [`Granted`].
     pub reply: Recipient<Granted>,
 }
@@ -57,7 +63,7 @@ pub struct Granted {
     pub more: bool,
     /// When something that is not due yet falls due.
     pub next_due: Option<DbTime>,
-    /// As in [`Grant::reached`].
+    /// As in [`crate::store::deliveries::Grant::reached`].
     pub reached: Option<DbTime>,
     /// Some of it had to be given back: the next claim must come after that.
     pub behind: bool,
@@ -142,8 +148,13 @@ pub struct DbSnapshot {
 pub struct DbActor {
     config: Config,
     bytes: Limit,
-    pub(super) claim_lane: Option<ClaimLane>,
-    pub(super) record_lane: Option<RecordLane>,
+    /// By [`Line`]; none while its statement is under way, and while there is no second one.
+    claim_lanes: [Option<ClaimLane>; 2],
+    /// Statements that claim under way.
+    claiming: usize,
+    /// It was opened, though it may be resting.
+    has_second_lane: bool,
+    record_lane: Option<RecordLane>,
     claims: Claims,
     results_received: u64,
     /// Written, or set aside because somebody has locked the row.
@@ -167,7 +178,9 @@ impl DbActor {
         DbActor {
             config,
             bytes,
-            claim_lane: Some(ClaimLane::new(options.clone())),
+            claim_lanes: [None, Some(ClaimLane::new(options.clone()))],
+            claiming: 0,
+            has_second_lane: false,
             record_lane: Some(RecordLane::new(options)),
             claims: Claims::new(),
             results_received: 0,
@@ -186,79 +199,6 @@ impl DbActor {
         }
     }
 
-    /// Starts a claim statement if none is under way and somebody waits.
-    pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
-        // What cannot be recorded would be sent again and again.
-        let waiting = self.work.outcomes.len() + self.work.locked.len();
-        let unwritten = self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING;
-        if self.claim_lane.is_none() || unwritten {
-            return;
-        }
-        let Group { claims, room } = self.claims.next(&self.bytes, self.config.max_event_bytes);
-        if claims.is_empty() {
-            if self.claims.len() > 0 && !std::mem::replace(&mut self.waits_for_bytes, true) {
-                self.bytes.wait_for_any(ctx.address().recipient());
-            }
-            return;
-        }
-        let Some(mut lane) = self.claim_lane.take() else { return };
-        let work = async move {
-            let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
-            lane.rest().await;
-            let sent = clock::now();
-            let grants = lane.claim(&asks, room).await;
-            (lane, claims, sent, grants)
-        };
-        ctx.spawn(work.into_actor(self).map(|(lane, claims, sent, grants), this, ctx| {
-            this.claim_lane = Some(lane);
-            match grants {
-                Ok(grants) => this.grant(claims, sent, grants),
-                Err(error) => this.claim_failed(claims, &error),
-            }
-            this.claim(ctx);
-            this.record(ctx);
-        }));
-    }
-
-    fn grant(&mut self, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
-        if self.claim_outage.ends() {
-            log::info!("deliveries are claimed again");
-        }
-        let received = clock::now();
-        let took = received.saturating_duration_since(sent);
-        self.stats.claims.note(took);
-        self.claims.took(took);
-        let mut grants: HashMap<DestinationId, Grant> =
-            grants.into_iter().map(|grant| (grant.destination, grant)).collect();
-        for claim in claims {
-            let granted = grants.remove(&claim.ask.destination);
-            let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
-            self.stats.claimed += grant.deliveries.len() as u64;
-            let lease = |claimed: Claimed| Leased {
-                held: self.bytes.take(claim.org, claimed.delivery.event.bytes_held()),
-                delivery: claimed.delivery,
-                too_large: claimed.too_large,
-                expires: sent + LEASE,
-            };
-            let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
-            let behind = !grant.returned.is_empty();
-            self.add_results(grant.returned);
-            if !claim.reply.connected() {
-                let unwanted = leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect();
-                self.add_results(unwanted);
-                continue;
-            }
-            claim.reply.do_send(Granted {
-                leased,
-                more: grant.more,
-                next_due: grant.next_due,
-                reached: grant.reached,
-                behind,
-                clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
-            });
-        }
-    }
-
     fn add_results(&mut self, outcomes: Vec<Outcome>) {
         self.results_received += outcomes.len() as u64;
         for mut outcome in outcomes {
@@ -270,41 +210,11 @@ impl DbActor {
         }
     }
 
-    fn enqueue(&mut self, claim: Claim) {
-        if self.claims_stopped {
-            let Claim { ask, reply, .. } = claim;
-            log::debug!("destination={} gets nothing more: shutting down", ask.destination);
-            reply.do_send(Granted::nothing());
-            return;
-        }
-        self.claims.push(claim);
-    }
-
-    /// Nobody is told: they keep waiting, and the lane waits a little before it tries again.
-    fn claim_failed(&mut self, claims: Vec<Claim>, error: &StoreError) {
-        if error.is_about_size() {
-            self.claims.was_too_much();
-            if let [claim] = &claims[..]
-                && claim.ask.want == 1
-                && error.is_an_answer()
-            {
-                let id = claim.ask.destination;
-                log::error!("destination={id} its next delivery cannot be read: {error}");
-                // It looks again at the next poll; until then it holds up nobody.
-                return claim.reply.do_send(Granted::nothing());
-            }
-        }
-        if self.claim_outage.is_news(error, clock::now()) {
-            log::error!("claiming deliveries failed, trying again until it works: {error}");
-        }
-        claims.into_iter().for_each(|claim| self.enqueue(claim));
-    }
-
     /// Starts to write what is to be written, if nothing is being written.
     pub(super) fn record(&mut self, ctx: &mut Context<Self>) {
         if self.work.is_empty() {
             // What a claim that is still under way brings may have to be given back.
-            if self.record_lane.is_some() && self.claim_lane.is_some() {
+            if self.record_lane.is_some() && self.claiming == 0 {
                 self.flushes.drain(..).for_each(|done| done.send(()).unwrap_or(()));
             }
             return;

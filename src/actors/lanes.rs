@@ -1,12 +1,9 @@
-//! The two connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
+//! The three connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use actix::prelude::*;
-
-use super::db::DbActor;
 use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
@@ -31,34 +28,6 @@ const REFRESH_LIMIT: Duration = Duration::from_secs(1);
 const UNSEEN: Duration = Duration::from_secs(3);
 /// Operational events are dropped rather than hoarded when they cannot be written.
 const MAX_EVENTS_WAITING: usize = 1_000;
-
-/// From the supervisor: the database has not answered somebody else, or does so again. Connections at rest
-/// may have died: the first work that comes should not have to find that out, and other processes must go on
-/// seeing that this one lives.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Refresh;
-
-impl Handler<Refresh> for DbActor {
-    type Result = ();
-
-    /// Lanes that are not here are under way, and find out themselves.
-    fn handle(&mut self, _: Refresh, ctx: &mut Self::Context) {
-        if let Some(lane) = &mut self.record_lane {
-            lane.connection = None;
-        }
-        let Some(mut lane) = self.claim_lane.take() else { return };
-        let refresh = async move {
-            lane.refresh().await;
-            lane
-        };
-        ctx.spawn(refresh.into_actor(self).map(|lane, this, ctx| {
-            this.claim_lane = Some(lane);
-            this.claim(ctx);
-            this.record(ctx);
-        }));
-    }
-}
 
 /// How long to wait before the next try.
 #[derive(Default)]
@@ -92,6 +61,18 @@ impl ClaimLane {
         ClaimLane { options, open: None, since: None, backoff: Backoff::default() }
     }
 
+    /// Whether the last statement failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.backoff.0.is_zero()
+    }
+
+    /// A second connection that claims, once it is settled which leases are void: until then it would pass
+    /// for another process that lives.
+    pub(super) fn beside(&self) -> Option<ClaimLane> {
+        let since = self.since.filter(Since::is_settled)?;
+        Some(ClaimLane { since: Some(since), ..ClaimLane::new(self.options.clone()) })
+    }
+
     /// Waits as long as it should before the next statement.
     pub(super) async fn rest(&self) {
         self.backoff.wait().await;
@@ -108,7 +89,7 @@ impl ClaimLane {
     }
 
     /// Makes sure that the connection lives, if there has been one and that is possible at once.
-    async fn refresh(&mut self) {
+    pub(super) async fn refresh(&mut self) {
         if self.since.is_none() {
             return;
         }
@@ -165,6 +146,7 @@ impl ClaimLane {
 }
 
 /// When this process took part, and what that says about older leases.
+#[derive(Clone, Copy)]
 struct Since {
     announced: DbTime,
     at: Instant,
@@ -177,8 +159,13 @@ struct Since {
 impl Since {
     /// How long until it may be said that no other process lives; none where that is clear.
     fn undecided_for(&self) -> Option<Duration> {
-        let unseen = self.unseen.filter(|_| !self.alone)?;
+        let unseen = self.unseen.filter(|_| !self.is_settled())?;
         Some(UNSEEN.saturating_sub(clock::now().saturating_duration_since(unseen)))
+    }
+
+    /// Whether there is nothing to be asked any more.
+    fn is_settled(&self) -> bool {
+        self.alone || clock::now() >= self.at + LEASE
     }
 
     /// Leases from before this moment are void.
@@ -186,8 +173,8 @@ impl Since {
     /// It is asked again until those leases have ended anyway: a killed process may live on for a while in a
     /// statement that PostgreSQL still runs for it.
     async fn floor(&mut self, connection: &mut Connection) -> Result<DbTime, StoreError> {
-        let now = clock::now();
-        if !self.alone && now < self.at + LEASE {
+        if !self.is_settled() {
+            let now = clock::now();
             let is_alone = presence::is_alone(connection).await?;
             self.unseen = is_alone.then(|| self.unseen.unwrap_or(now));
             self.alone = self.unseen.is_some_and(|since| now >= since + UNSEEN);
@@ -277,6 +264,11 @@ impl RecordLane {
             avoiding: false,
             locked_tries: 0,
         }
+    }
+
+    /// Uses another connection for the next statement.
+    pub(super) fn reconnect(&mut self) {
+        self.connection = None;
     }
 
     /// Waits as long as it should before the next statement.

@@ -38,6 +38,7 @@ pub mod supervisor;
 pub mod tally;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
 use crate::store::{self, ConnectOptions, Pool, StoreError};
 
-/// Connections besides the two of the [`DbActor`]: listening, polls, loading.
+/// Connections besides the three of the [`DbActor`]: listening, polls, loading.
 const POOL_CONNECTIONS: u32 = 4;
 
 /// How often the same trouble of our own is told: every request meets it, and once is enough.

@@ -12,9 +12,8 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
-use super::db::{DbActor, Flush, StopClaims};
+use super::db::{DbActor, Flush, Refresh, StopClaims};
 use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
-use super::lanes::Refresh;
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;

@@ -93,6 +93,24 @@ impl Histogram {
         self.micros += micros;
     }
 
+    /// What this `part` of the durations, 0 to 1, did not exceed, in microseconds: as if those of a step were
+    /// spread over it evenly. What took longer than the last step is told as its end. `None`: nothing was
+    /// counted.
+    pub fn quantile(&self, part: f64) -> Option<f64> {
+        let wanted = self.count() as f64 * part;
+        let mut below = 0.0;
+        for (at, count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let count = *count as f64;
+            if below + count >= wanted {
+                let start = at.checked_sub(1).map_or(0, |before| STEPS_MICROS[before]) as f64;
+                let end = STEPS_MICROS.get(at).map_or(start, |end| *end as f64);
+                return Some(start + (end - start) * ((wanted - below) / count));
+            }
+            below += count;
+        }
+        None
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -226,6 +244,11 @@ impl Tallies {
         inner.listed += usize::from(is_new && listed);
         drop(inner);
         Counting { tallies: self.clone(), id, tally }
+    }
+
+    /// Reads that of one destination; `None`: no actor sends to it.
+    pub fn of(&self, id: DestinationId) -> Option<Figures> {
+        self.inner().living.get(&id).map(|entry| entry.tally.read())
     }
 
     /// Reads all of them.
@@ -373,6 +396,20 @@ mod tests {
         assert_eq!((histogram.counts[0], histogram.counts[1]), (2, 1));
         assert_eq!((histogram.counts[12], histogram.counts[13]), (1, 1));
         assert_eq!((histogram.count(), histogram.micros), (5, 60_002_002));
+    }
+
+    #[test]
+    fn a_quantile_lies_in_the_step_that_reaches_it() {
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.quantile(0.5), None);
+        for _ in 0..98 {
+            histogram.note(Duration::from_micros(3_000));
+        }
+        assert_eq!(histogram.quantile(0.5), Some(3_000.0), "half of the step from 1 to 5 ms");
+        histogram.note(Duration::from_micros(700_000));
+        histogram.note(Duration::from_secs(40));
+        assert_eq!(histogram.quantile(0.99), Some(1_000_000.0), "the end of its step");
+        assert_eq!(histogram.quantile(1.0), Some(30_000_000.0), "the end of the last step");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The HTTP server: is the process alive (`/healthz`), can it do its work (`/readyz`), what does it do
-//! (`/metrics`).
+//! (`/metrics`); and the API by which people manage it (`/api`).
 
+pub mod api;
 pub mod metrics;
 
 use std::net::SocketAddr;
@@ -12,27 +13,55 @@ use serde::Serialize;
 
 use self::metrics::Measure;
 use crate::actors::{Dispatcher, Readiness};
+use crate::manage::keys::Uses;
+use crate::model::Secret;
+use crate::store::{self, Pool};
 
 /// Seconds that open connections get when the server stops.
 const STOP_SECONDS: u64 = 1;
+/// Connections to the database that requests to the API share; opened when they are needed.
+const POOL_CONNECTIONS: u32 = 4;
+/// Connections to the server: those beyond wait.
+const MAX_CONNECTIONS: usize = 512;
 
 /// What the server knows: the dispatcher, once there is one, and until then why there is none.
 #[derive(Clone)]
-pub struct State(Arc<Mutex<Result<Dispatcher, String>>>);
+pub struct State {
+    dispatcher: Arc<Mutex<Result<(Dispatcher, Pool), String>>>,
+    admin_token: Option<Secret>,
+    key_uses: Arc<Uses>,
+}
 
 impl State {
-    /// Without a dispatcher yet, because of `why`.
-    pub fn starting(why: &str) -> State {
-        State(Arc::new(Mutex::new(Err(why.to_owned()))))
+    /// Without a dispatcher yet, because of `why`. Who has `admin_token` may do everything.
+    pub fn starting(why: &str, admin_token: Option<Secret>) -> State {
+        let dispatcher = Arc::new(Mutex::new(Err(why.to_owned())));
+        State { dispatcher, admin_token, key_uses: Arc::default() }
     }
 
     /// From now on there is one, or another reason why there is none.
     pub fn set(&self, state: Result<Dispatcher, String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let with_pool = |dispatcher: Dispatcher| {
+            let pool = store::pool(store::indexed(dispatcher.options.clone()), POOL_CONNECTIONS);
+            (dispatcher, pool)
+        };
+        *self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner) = state.map(with_pool);
     }
 
     fn get(&self) -> Result<Dispatcher, String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now().map(|(dispatcher, _)| dispatcher)
+    }
+
+    fn pool(&self) -> Result<Pool, String> {
+        self.now().map(|(_, pool)| pool)
+    }
+
+    fn admin_token(&self) -> Option<&Secret> {
+        self.admin_token.as_ref()
+    }
+
+    fn now(&self) -> Result<(Dispatcher, Pool), String> {
+        self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -88,9 +117,13 @@ pub fn start(
             if pages != Pages::Others {
                 app.service(healthz).service(readyz).service(metrics::metrics);
             }
+            if pages != Pages::Operations {
+                app.configure(api::configure);
+            }
         })
     })
     .workers(1)
+    .max_connections(MAX_CONNECTIONS)
     .shutdown_timeout(STOP_SECONDS)
     // Signals have one owner: the command that serves.
     .disable_signals()

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs};
+use super::desk::{self, DeskArgs, Patience};
 use crate::manage::List;
 use crate::manage::deliveries::{self, DetailView, Query, RetriedView, View};
 use crate::manage::jobs::{self, Replay};
@@ -114,8 +114,18 @@ pub struct ReplayArgs {
 pub fn run(args: &Args) -> ExitCode {
     match &args.command {
         Command::List(args) => {
-            let query = query(args);
-            desk::run(&args.desk, async |conn, org| Ok(deliveries::list(conn, org, &query).await?), list)
+            let mut query = query(args);
+            let read = async |conn: &mut _, org| {
+                let patience = Patience::new();
+                loop {
+                    let page = deliveries::list(conn, org, &query).await?;
+                    if !patience.wants_more(&page) {
+                        return Ok(page);
+                    }
+                    query.cursor = page.next_cursor;
+                }
+            };
+            desk::run(&args.desk, read, list)
         }
         Command::Show(args) => {
             let id = DeliveryId(args.id);
@@ -168,7 +178,7 @@ pub(super) fn rows(deliveries: &[View]) {
         [
             one.id.to_string(),
             one.created_at.clone(),
-            one.status.name().to_owned(),
+            desk::state(one.status.name()),
             one.attempts.to_string(),
             one.event_type.clone(),
             one.destination_id.to_string(),
@@ -184,7 +194,7 @@ fn show(detail: &DetailView) {
     let DetailView { delivery, response_body, failed_attempts } = detail;
     desk::fields([
         ("delivery", Some(delivery.id.to_string())),
-        ("status", Some(delivery.status.name().to_owned())),
+        ("status", Some(desk::state(delivery.status.name()))),
         ("destination", Some(delivery.destination_id.to_string())),
         ("event", Some(delivery.event_id.to_string())),
         ("event type", Some(delivery.event_type.clone())),

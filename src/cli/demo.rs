@@ -105,6 +105,10 @@ async fn show(args: &Args, url: &Secret, interrupt: &mut Interrupt) -> Result<bo
     let mut conn = store::connect(&store::options(url)?).await?;
     let organizations = place::populate(&mut conn, &participants, &receivers).await?;
     let dispatcher = Dispatcher::start(url.clone()).await.map_err(Failure::Dispatcher)?;
+    println!(
+        "Its API, as long as this runs: http://{}/api/docs/ (token {}, organization {})",
+        dispatcher.address, dispatcher.admin_token, organizations[0]
+    );
     let written = tokio::select! {
         written = stream::write(args, &mut conn, &organizations, &participants, &receivers) => written,
         () = interrupt.heard() => Err(Failure::Interrupted),

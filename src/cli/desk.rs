@@ -1,22 +1,28 @@
 //! What the commands share that manage an organization's things, directly on the database.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read as _};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use console::{Alignment, measure_text_width, pad_str, style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::actors::jobs::{FAST, GENTLE, Worker};
-use crate::config::DatabaseArgs;
+use crate::clock;
+use crate::config::{ConfigFaults, DatabaseArgs};
 use crate::manage::jobs::{self as manage_jobs, View};
-use crate::manage::{Fault, FieldFault};
+use crate::manage::{Fault, FieldFault, List};
 use crate::model::{JobId, OrgId, Secret};
+use crate::outbound::NetworkError;
 use crate::store::doctor::{self, RowSecurity};
 use crate::store::jobs::{Kind, State};
 use crate::store::{self, Connection, StoreError, presence};
 
+/// How long a person waits for the first row of a list.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a progress bar moves at most.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
@@ -52,6 +58,15 @@ pub enum Failure {
     /// A file, or standard input.
     #[error("{0}")]
     Input(String),
+    /// An option.
+    #[error("{0}")]
+    Config(#[from] ConfigFaults),
+    /// The network cannot be set up as the options say.
+    #[error("{0}")]
+    Network(#[from] NetworkError),
+    /// It destroys something, and nobody said yes.
+    #[error("{0} Nothing was done: --yes says that it is meant")]
+    Unconfirmed(String),
 }
 
 impl Failure {
@@ -69,12 +84,23 @@ pub fn run<T: Serialize>(
     work: impl AsyncFnOnce(&mut Connection, OrgId) -> Result<T, Failure>,
     table: impl FnOnce(&T),
 ) -> ExitCode {
+    let with_org = async |conn: &mut Connection| work(conn, OrgId(args.org)).await;
+    run_for_all(&args.database, args.json, with_org, table)
+}
+
+/// The same where it is about no organization, or about all.
+pub fn run_for_all<T: Serialize>(
+    database: &DatabaseArgs,
+    json: bool,
+    work: impl AsyncFnOnce(&mut Connection) -> Result<T, Failure>,
+    table: impl FnOnce(&T),
+) -> ExitCode {
     let done = super::block_on(async {
-        let mut conn = connect(&args.database).await?;
-        work(&mut conn, OrgId(args.org)).await
+        let mut conn = connect(database).await?;
+        work(&mut conn).await
     });
     match done {
-        Ok(done) if args.json => {
+        Ok(done) if json => {
             println!("{}", serde_json::to_string_pretty(&done).unwrap_or_default());
             ExitCode::SUCCESS
         }
@@ -87,6 +113,9 @@ pub fn run<T: Serialize>(
             match failure {
                 Failure::NoDatabase
                 | Failure::Input(_)
+                | Failure::Config(_)
+                | Failure::Network(_)
+                | Failure::Unconfirmed(_)
                 | Failure::Fault(Fault::Invalid(_))
                 | Failure::Store(StoreError::Url(_)) => ExitCode::from(super::EXIT_USAGE),
                 _ => ExitCode::FAILURE,
@@ -139,18 +168,69 @@ fn bar(job: &View) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Prints rows under their headings, as wide as they need.
+/// Goes on only if somebody says yes to `question`, at the terminal or by `yes`.
+///
+/// # Errors
+/// [`Failure::Unconfirmed`], also where there is nobody to ask.
+pub fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    let mut answer = String::new();
+    if std::io::stdin().is_terminal() {
+        eprint!("{question} [y/N] ");
+        std::io::stdin().read_line(&mut answer).map_err(|error| Failure::Input(error.to_string()))?;
+    }
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::Unconfirmed(question.to_owned())),
+    }
+}
+
+/// Reads a file of at most `most` bytes; without one, or with `-`, standard input.
+///
+/// # Errors
+/// When it cannot be read, or is longer.
+pub fn input(file: Option<&Path>, most: u64) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let file = file.filter(|file| file.as_os_str() != "-");
+    let read = match file {
+        Some(file) => std::fs::File::open(file).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)),
+        None => std::io::stdin().take(most + 1).read_to_end(&mut bytes),
+    };
+    let name = file.map_or("standard input".into(), |file| file.display().to_string());
+    read.map_err(|error| Failure::Input(format!("{name} cannot be read: {error}")))?;
+    if bytes.len() as u64 > most {
+        return Err(Failure::Input(format!("{name} has more than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Prints rows under their headings, as wide as they need: ids stay in one piece, to be copied.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let rows: Vec<[String; N]> = rows.into_iter().collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
+        let cells = rows.iter().map(|row| measure_text_width(&row[column]));
         cells.chain([headings[column].len()]).max().unwrap_or(0)
     });
-    let headings = headings.map(str::to_owned);
+    let headings = headings.map(|heading| style(heading).bold().to_string());
     for row in std::iter::once(&headings).chain(&rows) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        let cells = row.iter().zip(widths);
+        let line = cells.map(|(cell, width)| pad_str(cell, width, Alignment::Left, None));
+        println!("{}", line.collect::<Vec<_>>().join("  ").trim_end());
     }
+}
+
+/// A word that says how something is, in the colour of that, where colours can be seen.
+pub fn state(word: &str) -> String {
+    let shown = style(word);
+    match word {
+        "delivered" | "enabled" | "closed" | "done" | "active" => shown.green(),
+        "failed" | "running" | "pending" => shown.yellow(),
+        "dead" | "disabled" | "tripped" | "cancelled" | "revoked" => shown.red(),
+        _ => shown,
+    }
+    .to_string()
 }
 
 /// Prints names and values, one a line; what is missing is left out.
@@ -159,6 +239,23 @@ pub fn fields<'f>(fields: impl IntoIterator<Item = (&'f str, Option<String>)>) {
         if let Some(value) = value {
             println!("{name:16} {value}");
         }
+    }
+}
+
+/// How long a list goes on over pages on which there is nothing.
+pub struct Patience(Instant);
+
+impl Patience {
+    /// From now on.
+    #[allow(clippy::new_without_default, reason = "it depends on the clock")]
+    pub fn new() -> Patience {
+        Patience(clock::now() + PATIENCE)
+    }
+
+    /// Whether to read the next page rather than show this one: where few of many rows are wanted, pages may
+    /// be empty although there is more.
+    pub fn wants_more<T>(&self, page: &List<T>) -> bool {
+        page.items.is_empty() && page.next_cursor.is_some() && clock::now() < self.0
     }
 }
 
@@ -185,7 +282,7 @@ pub fn job(job: &View) {
     fields([
         ("job", Some(job.id.to_string())),
         ("kind", Some(job.kind.to_owned())),
-        ("state", Some(job.state.to_owned())),
+        ("state", Some(state(job.state))),
         ("destination", Some(job.destination_id.to_string())),
         ("from", job.from.clone()),
         ("to", job.to.clone()),

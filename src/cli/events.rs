@@ -1,6 +1,5 @@
 //! `posthaste events`: lists, one with its deliveries, sending, backfill.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -131,7 +130,7 @@ pub fn run(args: &Args) -> ExitCode {
             let send = async |conn: &mut _, org| {
                 let most = crate::config::parse_bytes(&args.max_event_bytes);
                 let most = most.map_err(|fault| Failure::invalid("--max-event-bytes", fault))?;
-                let sent = events::read(&input(args)?)?;
+                let sent = events::read(&desk::input(args.file.as_deref(), MAX_FILE_BYTES)?)?;
                 Ok(events::send(conn, org, sent, most as usize).await?)
             };
             desk::run(&args.desk, send, |receipts| sent(receipts))
@@ -151,20 +150,6 @@ pub fn run(args: &Args) -> ExitCode {
             desk::run(&args.desk, backfill, desk::begun)
         }
     }
-}
-
-fn input(args: &SendArgs) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let file = args.file.as_ref().filter(|file| file.as_os_str() != "-");
-    let read = match file {
-        Some(file) => {
-            std::fs::File::open(file).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
-        }
-        None => std::io::stdin().take(MAX_FILE_BYTES).read_to_end(&mut bytes),
-    };
-    let name = file.map_or("standard input".into(), |file| file.display().to_string());
-    read.map_err(|error| Failure::Input(format!("{name} cannot be read: {error}")))?;
-    Ok(bytes)
 }
 
 fn list(page: &List<View>) {

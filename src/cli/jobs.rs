@@ -76,7 +76,7 @@ fn list(page: &List<View>) {
             job.id.to_string(),
             job.created_at.clone(),
             job.kind.to_owned(),
-            job.state.to_owned(),
+            desk::state(job.state),
             desk::progress(job),
             job.queued.to_string(),
             job.destination_id.to_string(),

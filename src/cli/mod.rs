@@ -1,11 +1,14 @@
 //! The command line: one short file a subcommand.
 
 pub mod check;
+pub mod completions;
 pub mod deliveries;
 pub mod demo;
 pub mod desk;
+pub mod destinations;
 pub mod events;
 pub mod jobs;
+pub mod keys;
 pub mod logging;
 pub mod migrate;
 pub mod secrets;
@@ -43,12 +46,18 @@ pub enum Command {
     Check(Box<check::Args>),
     /// Encrypt the secrets of destinations, change their key, count them
     Secrets(Box<secrets::Args>),
+    /// Create, show, change, try out, switch and delete destinations
+    Destinations(Box<destinations::Args>),
     /// List deliveries, show one, retry and replay them
     Deliveries(Box<deliveries::Args>),
     /// List events, show one, send some, backfill past ones
     Events(Box<events::Args>),
     /// List, show and cancel replays and backfills
     Jobs(Box<jobs::Args>),
+    /// Create, list and revoke keys of the HTTP API
+    Keys(Box<keys::Args>),
+    /// Print what makes a shell complete the commands
+    Completions(completions::Args),
     /// See the whole thing work, on a database of its own
     Demo(Box<demo::Args>),
 }
@@ -61,9 +70,12 @@ impl Cli {
             Command::Migrate(args) => migrate::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Secrets(args) => secrets::run(&args),
+            Command::Destinations(args) => destinations::run(&args),
             Command::Deliveries(args) => deliveries::run(&args),
             Command::Events(args) => events::run(&args),
             Command::Jobs(args) => jobs::run(&args),
+            Command::Keys(args) => keys::run(&args),
+            Command::Completions(args) => completions::run(&args),
             Command::Demo(args) => demo::run(*args),
         }
     }

@@ -174,7 +174,8 @@ fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeErr
 
 async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     let mut signals = Signals::new()?;
-    let state = State::starting("starting: the database has not answered yet");
+    let admin_token = config.operations.admin_token.clone();
+    let state = State::starting("starting: the database has not answered yet", admin_token);
     let servers = start_servers(&config, &state)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, embedded, &state) => prepared,
@@ -309,7 +310,7 @@ mod tests {
             let args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
             let config = args.validate(url.clone()).expect("valid");
             let dispatcher = Dispatcher::start(config, options.clone()).expect("a dispatcher");
-            let state = State::starting("");
+            let state = State::starting("", None);
             state.set(Ok(dispatcher.clone()));
             let expected = match of_the_supervisor {
                 true => {

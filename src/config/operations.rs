@@ -1,4 +1,4 @@
-//! Options for those who run it: where metrics answer, and how long rows are kept.
+//! Options for those who run it: who may manage it, where metrics answer, how long rows are kept.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Reader, YEAR};
+use crate::model::Secret;
 
 /// Destinations with series of their own: some 25 series each.
 const DEFAULT_METRICS_MAX_DESTINATIONS: &str = "1000";
@@ -19,12 +20,16 @@ const DEFAULT_RETENTION_ATTEMPTS: &str = "30d";
 /// Longest age: a lifetime.
 const LONGEST_AGE: Duration = YEAR.saturating_mul(100);
 
-/// Metrics and retention.
+/// Administration, metrics and retention.
 #[derive(Args, Clone, Debug)]
 pub struct OperationArgs {
     /// Address and port of an HTTP server of its own for health and metrics [default: they are on --listen]
     #[arg(long, env = "POSTHASTE_METRICS_LISTEN", value_name = "ADDRESS")]
     pub metrics_listen: Option<String>,
+    /// Token that lets its bearer do everything by the API, for all organizations [default: nobody can]
+    #[arg(long, env = "POSTHASTE_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN",
+          value_parser = super::hidden)]
+    pub admin_token: Option<Secret>,
     /// Destinations with metrics of their own, 0 to 100000; those of all others are added up
     #[arg(long, env = "POSTHASTE_METRICS_MAX_DESTINATIONS", value_name = "DESTINATIONS",
           default_value = DEFAULT_METRICS_MAX_DESTINATIONS)]
@@ -44,10 +49,12 @@ pub struct OperationArgs {
 }
 
 /// [`OperationArgs`], checked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Operations {
     /// Where health and metrics answer, if not on the main address.
     pub metrics_listen: Option<SocketAddr>,
+    /// Who has it may do everything by the API.
+    pub admin_token: Option<Secret>,
     /// Destinations with series of their own.
     pub metrics_max_destinations: usize,
     /// How long rows are kept.
@@ -86,6 +93,7 @@ impl OperationArgs {
         };
         Operations {
             metrics_listen: metrics_listen.and_then(|text| r.address("--metrics-listen", text)),
+            admin_token: self.admin_token.clone().filter(|token| !token.reveal().is_empty()),
             metrics_max_destinations: r.number(
                 "--metrics-max-destinations",
                 &self.metrics_max_destinations,

@@ -1,9 +1,10 @@
 //! Deliveries: lists, one with its attempts, retry by hand.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::input::{Faults, shown};
+use super::input::{Faults, Time, shown};
 use super::{Fault, List};
 use crate::model::{DbTime, DeliveryId, OrgId, Status};
 use crate::store::Connection;
@@ -14,27 +15,39 @@ use crate::store::deliveries::{self};
 pub const MAX_RETRIED: usize = 1_000;
 
 /// Which deliveries to list, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Query {
     /// Only those to this destination.
+    #[param(value_type = Option<Uuid>)]
     pub destination: Option<String>,
     /// Only those in these statuses, separated by commas.
+    #[param(
+        pattern = "^(pending|failed|delivered|dead)(,(pending|failed|delivered|dead))*$",
+        example = "dead"
+    )]
     pub status: Option<String>,
     /// Only those of events of this type.
+    #[param(min_length = 1, max_length = 100, example = "invoice.paid")]
     pub event_type: Option<String>,
     /// Queued at this time or later.
+    #[param(value_type = Option<Time>)]
     pub from: Option<String>,
     /// Queued before this time.
+    #[param(value_type = Option<Time>)]
     pub to: Option<String>,
     /// Rows of the page.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     pub limit: Option<String>,
     /// Where it starts.
+    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
     pub cursor: Option<String>,
 }
 
 /// A delivery as it is shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Delivery)]
 pub struct View {
     /// Its id.
     pub id: Uuid,
@@ -49,12 +62,16 @@ pub struct View {
     /// Charged attempts.
     pub attempts: i32,
     /// When it was queued.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// The last attempt.
+    #[schema(format = DateTime)]
     pub last_attempt_at: Option<String>,
     /// When it is due; null: it is not, or it is at once.
+    #[schema(format = DateTime)]
     pub next_retry_at: Option<String>,
     /// When it was delivered.
+    #[schema(format = DateTime)]
     pub delivered_at: Option<String>,
     /// HTTP status of the last attempt.
     pub response_status: Option<i32>,
@@ -63,7 +80,8 @@ pub struct View {
 }
 
 /// A delivery with its failed attempts.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DeliveryDetail)]
 pub struct DetailView {
     /// The delivery. A successful attempt is told by it alone.
     #[serde(flatten)]
@@ -75,11 +93,13 @@ pub struct DetailView {
 }
 
 /// A failed attempt.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Attempt)]
 pub struct AttemptView {
     /// 1-based, of those that count.
     pub attempt: i32,
     /// When it started.
+    #[schema(format = DateTime)]
     pub started_at: String,
     /// How long it took.
     pub duration_ms: i32,
@@ -94,7 +114,8 @@ pub struct AttemptView {
 }
 
 /// What a retry by hand did.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Retried)]
 pub struct RetriedView {
     /// Queued again.
     pub queued: Vec<Uuid>,

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::input::{Faults, MAX_EVENT_TYPE, shown};
+use super::input::{Faults, MAX_EVENT_TYPE, Time, has_nul, read_array, read_object, shown};
 use super::{Fault, FieldFault, List, deliveries};
 use crate::model::{EventId, OrgId};
 use crate::store::destinations::OPERATIONAL_CATEGORY;
@@ -23,35 +24,43 @@ const MAX_CLIENT_NAME: usize = 100;
 const MAX_CLIENT_VERSION: usize = 50;
 
 /// An event as it was sent.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewEvent, example = json!({"event_type": "invoice.paid", "content": "Invoice 17 was paid",
+    "payload": {"invoice": 17, "amount": "99.50"}}))]
 pub struct Sent {
     /// Whoever repeats a request with the same id gets the same answer, and nothing is written twice.
     pub id: Option<Uuid>,
     /// What happened, such as `invoice.paid`.
+    #[schema(min_length = 1, max_length = 100, example = "invoice.paid")]
     pub event_type: String,
     /// The kind of thing that happened.
+    #[schema(min_length = 1, max_length = 50)]
     pub event_category: Option<String>,
     /// A sentence for people.
     pub content: Option<String>,
     /// Any JSON; it reaches receivers as it is.
+    #[schema(value_type = Option<serde_json::Value>)]
     pub payload: Option<Box<RawValue>>,
     /// Who did it.
     pub employee_id: Option<Uuid>,
     /// In which session.
     pub session_id: Option<Uuid>,
     /// With which client.
+    #[schema(max_length = 100)]
     pub client_name: Option<String>,
     /// And which version of it.
+    #[schema(max_length = 50)]
     pub client_version: Option<String>,
 }
 
 /// That an event is written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Receipt {
     /// Its id.
     pub id: Uuid,
     /// When it was written, for the first time.
+    #[schema(format = DateTime)]
     pub created_at: String,
 }
 
@@ -61,12 +70,17 @@ pub struct Receipt {
 /// [`Fault::Invalid`] says where it is wrong.
 pub fn read(json: &[u8]) -> Result<Vec<Sent>, Fault> {
     let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let read = match is_array {
-        true => serde_json::from_slice(json),
-        false => serde_json::from_slice(json).map(|one| vec![one]),
-    };
-    read.map_err(|error: serde_json::Error| {
-        invalid(if is_array { "events" } else { "event" }, &error.to_string())
+    if !is_array {
+        return Ok(vec![read_object(json)?]);
+    }
+    read_array(json).map_err(|fault| match fault {
+        Fault::Invalid(mut faults) => {
+            faults.iter_mut().filter(|fault| fault.field.starts_with('[')).for_each(|fault| {
+                fault.field.insert_str(0, "events");
+            });
+            Fault::Invalid(faults)
+        }
+        other => other,
     })
 }
 
@@ -135,12 +149,7 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         ];
         for (field, text, least, most) in texts {
             let Some(text) = text else { continue };
-            if !(least..=most).contains(&text.chars().count()) {
-                faults.add(&place(field), format!("must have {least} to {most} characters"));
-            }
-            if text.contains('\0') {
-                faults.add(&place(field), "must not contain the character NUL");
-            }
+            faults.text(&place(field), text, least, most);
         }
         if one.event_category.as_deref() == Some(OPERATIONAL_CATEGORY) {
             faults.add(&place("event_category"), "\"webhook\" is kept for what Posthaste itself tells");
@@ -173,32 +182,31 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
     faults.check(events)
 }
 
-/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
-fn has_nul(json: &str) -> bool {
-    json.match_indices("\\u0000").any(|(at, _)| {
-        // An even number of backslashes before it are as many halves as characters.
-        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
-    })
-}
-
 /// Which events to list, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Query {
     /// Only those of this type.
+    #[param(min_length = 1, max_length = 100, example = "invoice.paid")]
     pub event_type: Option<String>,
     /// Created at this time or later.
+    #[param(value_type = Option<Time>)]
     pub from: Option<String>,
     /// Created before this time.
+    #[param(value_type = Option<Time>)]
     pub to: Option<String>,
     /// Rows of the page.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     pub limit: Option<String>,
     /// Where it starts.
+    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
     pub cursor: Option<String>,
 }
 
 /// An event as lists show it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Event)]
 pub struct View {
     /// Its id.
     pub id: Uuid,
@@ -207,11 +215,13 @@ pub struct View {
     /// The kind of thing that happened.
     pub event_category: String,
     /// When.
+    #[schema(format = DateTime)]
     pub created_at: String,
 }
 
 /// An event with everything, and its deliveries.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = EventDetail)]
 pub struct DetailView {
     /// What lists show.
     #[serde(flatten)]
@@ -219,6 +229,7 @@ pub struct DetailView {
     /// A sentence for people.
     pub content: Option<String>,
     /// Any JSON.
+    #[schema(value_type = serde_json::Value)]
     pub payload: Box<RawValue>,
     /// Who did it.
     pub employee_id: Option<Uuid>,

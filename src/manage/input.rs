@@ -1,7 +1,16 @@
 //! Reading input: text becomes values, and every fault is noted.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_path_to_error::Segment;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Fault, FieldFault, List};
@@ -14,6 +23,161 @@ pub const DEFAULT_LIMIT: u32 = 50;
 pub const MAX_LIMIT: u32 = 200;
 /// Characters of an event type, as its column has them.
 pub const MAX_EVENT_TYPE: usize = 100;
+
+/// Faults of one body that are told at once.
+const MAX_FAULTS: usize = 50;
+/// The earliest time that PostgreSQL has: 4714 BC, in microseconds since 1970.
+const EARLIEST: i64 = -210_866_803_200_000_000;
+
+/// A time in UTC, or a date, from 1970 on: what [`Faults::time`] reads, for the API's document.
+#[derive(ToSchema)]
+#[schema(
+    pattern = r"^(19[7-9]\d|2\d{3})-(0\d|1[0-2])-[0-3]\d(T([01]\d|2[0-3])(:[0-5]\d){2}(\.\d{1,9})?Z)?$",
+    example = "2026-01-31T12:00:00Z"
+)]
+pub struct Time(#[allow(dead_code, reason = "only described")] String);
+
+/// Something with named members. serde would take an array for it as well, member by member.
+pub struct Members<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Members<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members<T>, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(OfMap(PhantomData)).map(Members)
+    }
+}
+
+/// Reads a JSON object.
+///
+/// # Errors
+/// [`Fault::Invalid`] with every member that is wrong, by its path: `settings.ordered`.
+pub fn read_object<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
+    read_json(json).map(|Members(read)| read)
+}
+
+/// Reads a JSON array of objects.
+///
+/// # Errors
+/// [`Fault::Invalid`] with every member that is wrong, by its path: `[3].id`.
+pub fn read_array<T: DeserializeOwned>(json: &[u8]) -> Result<Vec<T>, Fault> {
+    read_json(json).map(|read: Vec<Members<T>>| read.into_iter().map(|Members(read)| read).collect())
+}
+
+fn read_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let read = serde_path_to_error::deserialize(&mut deserializer);
+    let ended = deserializer.end();
+    let error = match (read, ended) {
+        (Ok(value), Ok(())) => return Ok(value),
+        (Err(error), _) => error.into_inner(),
+        (_, Err(error)) => error,
+    };
+    let mut faults = match serde_json::from_slice(json) {
+        Ok(value) if error.is_data() => faults_of::<T>(value),
+        _ => Vec::new(),
+    };
+    if faults.is_empty() {
+        // It is no JSON, or a member stands twice.
+        faults.push(FieldFault { field: "body".into(), detail: format!("cannot be read: {error}") });
+    }
+    Err(Fault::Invalid(faults))
+}
+
+/// Reads the pairs of a query as the members of a `T`, all of which are texts.
+///
+/// # Errors
+/// [`Fault::Invalid`] with every one that is unknown or stands twice.
+pub fn read_pairs<T: DeserializeOwned>(pairs: impl Iterator<Item = (String, String)>) -> Result<T, Fault> {
+    let mut faults = Faults::default();
+    let mut members = serde_json::Map::new();
+    for (name, value) in pairs {
+        if members.insert(name.clone(), value.into()).is_some() {
+            faults.add(&name, "stands more than once");
+        }
+    }
+    let value = Value::Object(members);
+    match T::deserialize(&value) {
+        Ok(read) => faults.check(read),
+        Err(_) => {
+            faults.0.extend(faults_of::<T>(value));
+            Err(Fault::Invalid(faults.0))
+        }
+    }
+}
+
+/// Everything in `value` that keeps it from being a `T`: what is wrong is noted, taken out, and the rest read
+/// again.
+fn faults_of<T: DeserializeOwned>(mut value: Value) -> Vec<FieldFault> {
+    let mut faults: Vec<FieldFault> = Vec::new();
+    while faults.len() < MAX_FAULTS {
+        let Err(error) = serde_path_to_error::deserialize::<_, T>(&value) else { break };
+        let message = error.inner().to_string();
+        let mut path: Vec<Segment> = error.path().iter().cloned().collect();
+        let named = |start: &str| Some(message.strip_prefix(start)?.split('`').next()?.to_owned());
+        let (unknown, missing) = (named("unknown field `"), named("missing field `"));
+        let key = unknown.clone().or(missing.clone());
+        // The path of an unknown member may end with it already.
+        if let Some(key) = key
+            && !matches!(path.last(), Some(Segment::Map { key: last }) if *last == key)
+        {
+            path.retain(|segment| !matches!(segment, Segment::Unknown));
+            path.push(Segment::Map { key });
+        }
+        let field = field(&path);
+        let detail = match (&unknown, &missing) {
+            (Some(_), _) => "is unknown".into(),
+            (_, Some(_)) => "is missing".into(),
+            _ => message,
+        };
+        // What was wrong and taken out is not missing.
+        let known = faults.iter().any(|fault| fault.field == field);
+        if !known {
+            faults.push(FieldFault { field, detail });
+        }
+        if known || !remove(&mut value, &path) {
+            break;
+        }
+    }
+    faults
+}
+
+/// A path as people write it.
+fn field(path: &[Segment]) -> String {
+    let mut field = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => field.push_str(&format!("[{index}]")),
+            Segment::Map { key } | Segment::Enum { variant: key } => {
+                field.push_str(if field.is_empty() { "" } else { "." });
+                field.push_str(key);
+            }
+            Segment::Unknown => {}
+        }
+    }
+    if field.is_empty() { "body".into() } else { field }
+}
+
+/// Takes the member at the end of `path` out of `value`; whether there was one.
+fn remove(value: &mut Value, path: &[Segment]) -> bool {
+    let Some((Segment::Map { key }, parents)) = path.split_last() else { return false };
+    let parent = parents.iter().try_fold(value, |value, segment| match segment {
+        Segment::Seq { index } => value.get_mut(index),
+        Segment::Map { key } => value.get_mut(key),
+        _ => None,
+    });
+    parent.and_then(Value::as_object_mut).is_some_and(|members| members.remove(key).is_some())
+}
 
 /// The faults of an input, gathered while it is read.
 #[derive(Debug, Default)]
@@ -31,6 +195,25 @@ impl Faults {
     /// [`Fault::Invalid`] with all of them.
     pub fn check<T>(self, value: T) -> Result<T, Fault> {
         if self.0.is_empty() { Ok(value) } else { Err(Fault::Invalid(self.0)) }
+    }
+
+    /// Whether something is wrong with `field`, or with what it is a part of.
+    pub fn has(&self, field: &str) -> bool {
+        let is_inside = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.0.iter().any(|fault| {
+            fault.field.strip_prefix(field).is_some_and(is_inside)
+                || field.strip_prefix(&*fault.field).is_some_and(is_inside)
+        })
+    }
+
+    /// A text that a column of the database is to hold.
+    pub fn text(&mut self, field: &str, text: &str, least: usize, most: usize) {
+        if !(least..=most).contains(&text.chars().count()) {
+            self.add(field, format!("must have {least} to {most} characters"));
+        }
+        if text.contains('\0') {
+            self.add(field, "must not contain the character NUL");
+        }
     }
 
     /// What `read` makes of a text that may be missing.
@@ -104,6 +287,14 @@ impl Faults {
     }
 }
 
+/// Whether JSON text contains NUL, which can only stand there escaped, and which jsonb cannot hold.
+pub(super) fn has_nul(json: &str) -> bool {
+    json.match_indices("\\u0000").any(|(at, _)| {
+        // An even number of backslashes before it are as many halves as characters.
+        json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
+    })
+}
+
 /// A position as a cursor: opaque, so that nobody counts on its form.
 fn cursor(position: Position) -> String {
     let mut bytes = position.at.0.to_be_bytes().to_vec();
@@ -115,6 +306,9 @@ fn position(cursor: &str) -> Option<Position> {
     let bytes: [u8; 24] = URL_SAFE_NO_PAD.decode(cursor).ok()?.try_into().ok()?;
     let (at, id) = bytes.split_at(8);
     let at = DbTime(i64::from_be_bytes(at.try_into().ok()?));
+    if at.0 < EARLIEST && at.0 != i64::MIN {
+        return None;
+    }
     Some(Position { at, id: Uuid::from_slice(id).ok()? })
 }
 
@@ -131,7 +325,9 @@ mod tests {
     fn a_cursor_is_read_as_it_was_written_and_nothing_else_is_one() {
         let place = Position { at: DbTime(-5), id: Uuid::from_u128(7) };
         assert_eq!(position(&cursor(place)), Some(place));
-        for text in ["", "x", "AAAA", &cursor(place)[1..], &format!("{}A", cursor(place)), "ä"] {
+        let too_early = cursor(Position { at: DbTime(i64::MIN + 1), id: Uuid::nil() });
+        let longer = format!("{}A", cursor(place));
+        for text in ["", "x", "AAAA", &cursor(place)[1..], &longer, "ä", &too_early] {
             assert_eq!(position(text), None, "{text}");
         }
     }
@@ -149,5 +345,64 @@ mod tests {
         let Err(Fault::Invalid(told)) = faults.check(()) else { panic!("no fault") };
         let fields: Vec<&str> = told.iter().map(|fault| fault.field.as_str()).collect();
         assert_eq!(fields, ["from", "limit", "limit", "cursor", "destination", "event_type", "status"]);
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Thing {
+        name: String,
+        size: Option<u32>,
+        part: Option<Part>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Part {
+        kind: bool,
+    }
+
+    fn fields<T: std::fmt::Debug>(read: Result<T, Fault>) -> Vec<String> {
+        let Err(Fault::Invalid(told)) = read else { panic!("no fault: {read:?}") };
+        told.into_iter().map(|fault| fault.field).collect()
+    }
+
+    #[test]
+    fn every_member_of_a_body_that_is_wrong_is_named_at_once() {
+        for (json, expected) in [
+            (r#"{"name": 1, "size": "x", "part": {"kind": 3, "more": 1}, "x": null}"#, &["name"][..]),
+            (
+                r#"{"name": "", "size": -1, "part": {"kind": true, "more": 1}, "y": null}"#,
+                &["size", "part.more", "y"],
+            ),
+            (r#"{"size": 1}"#, &["name"]),
+            (r#"{"name": "a", "part": {}}"#, &["part.kind"]),
+            ("[]", &["body"]),
+            (r#"["a", 1, null]"#, &["body"]),
+            ("3", &["body"]),
+            (r#"{"name": "a""#, &["body"]),
+            (r#"{"name": "a"} x"#, &["body"]),
+            ("", &["body"]),
+            ("\u{ff}", &["body"]),
+        ] {
+            let told = fields(read_object::<Thing>(json.as_bytes()));
+            assert!(expected.iter().all(|field| told.iter().any(|t| t == field)), "{json}: {told:?}");
+        }
+        let told = fields(read_array::<Thing>(br#"[{"name": "a"}, {"name": "b", "size": true, "z": 1}]"#));
+        assert_eq!(told, ["[1].size", "[1].z"]);
+    }
+
+    #[test]
+    fn every_parameter_that_is_unknown_or_stands_twice_is_named() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)]
+        struct Query {
+            limit: Option<String>,
+        }
+        let pairs = [("limit", "1"), ("limit", "2"), ("x", ""), ("y", "")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(fields(read_pairs::<Query>(pairs.into_iter())), ["limit", "x", "y"]);
     }
 }

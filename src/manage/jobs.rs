@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::input::{Faults, shown};
+use super::input::{Faults, Time, shown};
 use super::{Fault, List};
 use crate::clock;
 use crate::model::{DestinationId, JobId, OrgId, Status};
@@ -18,17 +19,33 @@ pub const COUNTING: Duration = Duration::from_secs(2);
 /// Statuses that can be replayed: what is pending is queued already.
 const REPLAYABLE: [Status; 3] = [Status::Failed, Status::Delivered, Status::Dead];
 
+/// [`REPLAYABLE`], for the API's document.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[allow(dead_code, reason = "only described")]
+enum Replayable {
+    Failed,
+    Delivered,
+    Dead,
+}
+
 /// What to replay, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"status": ["dead"], "from": "2026-01-31T12:00:00Z", "to": "2026-02-01T00:00:00Z",
+    "dry_run": true}))]
 pub struct Replay {
     /// Deliveries in these statuses; without, the dead ones.
+    #[schema(value_type = Option<Vec<Replayable>>, min_items = 1)]
     pub status: Option<Vec<String>>,
     /// Only those of events of this type.
+    #[schema(min_length = 1, max_length = 100)]
     pub event_type: Option<String>,
     /// Queued at this time or later; without, from the beginning.
+    #[schema(value_type = Option<Time>)]
     pub from: Option<String>,
     /// Queued before this time; without, before now.
+    #[schema(value_type = Option<Time>)]
     pub to: Option<String>,
     /// Only count them.
     #[serde(default)]
@@ -36,12 +53,15 @@ pub struct Replay {
 }
 
 /// What to backfill, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"from": "2026-01-31T12:00:00Z", "dry_run": true}))]
 pub struct Backfill {
     /// Events created at this time or later.
+    #[schema(value_type = Option<Time>)]
     pub from: Option<String>,
     /// Events created before this time; without, before now.
+    #[schema(value_type = Option<Time>)]
     pub to: Option<String>,
     /// Also over a time of which retention has deleted deliveries: what was delivered then is sent again.
     #[serde(default)]
@@ -62,7 +82,8 @@ pub enum Begun {
 }
 
 /// What a dry run counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Count)]
 pub struct CountView {
     /// Deliveries that would be queued.
     pub count: i64,
@@ -71,7 +92,8 @@ pub struct CountView {
 }
 
 /// A job as it is shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Job)]
 pub struct View {
     /// Its id.
     pub id: Uuid,
@@ -98,8 +120,10 @@ pub struct View {
     /// Why it failed, or why its last batch did and is tried again.
     pub error: Option<String>,
     /// When it was created.
+    #[schema(format = DateTime)]
     pub created_at: String,
     /// When it last changed.
+    #[schema(format = DateTime)]
     pub updated_at: String,
 }
 
@@ -177,7 +201,8 @@ async fn begin(db: &mut Connection, spec: &Spec, dry_run: bool, counting: Durati
     }
 }
 
-async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> Result<CountView, Fault> {
+/// Counts what a job would queue, until it knows or it is time to stop.
+pub(super) async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> Result<CountView, Fault> {
     let (mut count, mut after) = (0, None);
     loop {
         let counted = jobs::dry_run(db, spec, after).await?;
@@ -192,12 +217,15 @@ async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> Result<Count
 }
 
 /// Which jobs to list, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Query {
     /// Rows of the page.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     pub limit: Option<String>,
     /// Where it starts.
+    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
     pub cursor: Option<String>,
 }
 

@@ -2,16 +2,20 @@
 //! alike. Input is text as it came; it is checked here, all of it at once, and what is shown is made here.
 
 pub mod deliveries;
+pub mod destinations;
 pub mod events;
+pub mod given;
 pub mod input;
 pub mod jobs;
+pub mod keys;
 
 use std::fmt;
 
+use crate::model::Secret;
 use crate::store::StoreError;
 
 /// What is wrong with one field of the input.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
     /// Its name, as it is written: `payload`, `events[3].id`.
     pub field: String,
@@ -37,16 +41,29 @@ pub enum Fault {
     /// What is there does not allow it.
     #[error("{0}")]
     Conflict(String),
+    /// It is not what the one who asked takes it for.
+    #[error("it was changed since it was read: read it again")]
+    Stale,
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 /// A list as it is shown.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct List<T> {
     /// A page of it. It may be shorter than asked for although there is more.
     pub items: Vec<T>,
     /// What to ask the next page with; null: there is none.
     pub next_cursor: Option<String>,
+}
+
+/// A secret that is shown this once, to whoever caused it to be made. `Debug` does not show it.
+#[derive(Clone, Debug)]
+pub struct Once(pub Secret);
+
+impl serde::Serialize for Once {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.reveal())
+    }
 }

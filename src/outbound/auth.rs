@@ -61,7 +61,8 @@ impl Auth {
                 let members = members()?;
                 let (username, password) = (members.text("username")?, members.string("password")?);
                 if username.contains(':') {
-                    return Err(Fault::Auth("auth_config.username cannot contain a colon".into()));
+                    let colon = "auth_config.username cannot contain a colon";
+                    return Err(Fault::Auth("auth_config.username".into(), colon.into()));
                 }
                 let value = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
                 Ok(Auth::Header(header::AUTHORIZATION, sensitive("auth_config.password", &value)?))
@@ -73,9 +74,10 @@ impl Auth {
                 Ok(Auth::Header(name, value))
             }
             "oauth2" => Ok(Auth::Token(Box::new(Grant::compile(&members()?, network)?))),
-            other => Err(Fault::Auth(format!(
-                "auth_type {other:?} is unknown: use none, bearer, header, basic or oauth2"
-            ))),
+            other => Err(Fault::Auth(
+                "auth_type".into(),
+                format!("auth_type {other:?} is unknown: use none, bearer, header, basic or oauth2"),
+            )),
         }
     }
 
@@ -91,15 +93,16 @@ impl Auth {
 
 /// The headers in `extra_headers`, none of which is ours.
 pub(super) fn extra_headers(text: &Secret) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
+    let fault = |detail| Fault::Header("extra_headers".into(), detail);
     let Some(members) = object(text) else {
-        return Err(Fault::Header("extra_headers is not a JSON object of strings".into()));
+        return Err(fault("extra_headers is not a JSON object of strings".into()));
     };
     if members.len() > MAX_EXTRA_HEADERS {
-        return Err(Fault::Header(format!("extra_headers has more than {MAX_EXTRA_HEADERS} members")));
+        return Err(fault(format!("extra_headers has more than {MAX_EXTRA_HEADERS} members")));
     }
     let pair = |(name, value): (String, Value)| {
         let Value::String(value) = value else {
-            return Err(Fault::Header(format!("extra_headers: the value of {name:?} is not a string")));
+            return Err(fault(format!("extra_headers: the value of {name:?} is not a string")));
         };
         let name = header_name("extra_headers", &name)?;
         let value = sensitive(&format!("extra_headers: {name}"), &value)?;
@@ -116,7 +119,7 @@ pub(super) struct Members<'a> {
 
 impl Members<'_> {
     fn parse<'a>(auth_type: &'a str, config: &Secret) -> Result<Members<'a>, Fault> {
-        let fault = || Fault::Auth("auth_config is not a JSON object".into());
+        let fault = || Fault::Auth("auth_config".into(), "auth_config is not a JSON object".into());
         Ok(Members { auth_type, members: object(config).ok_or_else(fault)? })
     }
 
@@ -135,13 +138,18 @@ impl Members<'_> {
         match self.members.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(Fault::Auth(format!("auth_config.{name} is not a string"))),
+            Some(_) => {
+                let field = format!("auth_config.{name}");
+                let detail = format!("{field} is not a string");
+                Err(Fault::Auth(field, detail))
+            }
         }
     }
 
     fn missing(&self, name: &str) -> Fault {
         let auth_type = self.auth_type;
-        Fault::Auth(format!("auth_type {auth_type} needs the member {name:?} in auth_config, as a string"))
+        let detail = format!("auth_type {auth_type} needs the member {name:?} in auth_config, as a string");
+        Fault::Auth(format!("auth_config.{name}"), detail)
     }
 }
 
@@ -155,9 +163,10 @@ fn object(text: &Secret) -> Option<Map<String, Value>> {
 
 fn header_name(place: &str, text: &str) -> Result<HeaderName, Fault> {
     let name = HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| Fault::Header(format!("{place}: {text:?} is not a valid header name")))?;
+        .map_err(|_| header_fault(place, format!("{place}: {text:?} is not a valid header name")))?;
     if is_ours(name.as_str()) {
-        return Err(Fault::Header(format!("{place} cannot set {name}: it is used by the request itself")));
+        let used = format!("{place} cannot set {name}: it is used by the request itself");
+        return Err(header_fault(place, used));
     }
     Ok(name)
 }
@@ -165,11 +174,18 @@ fn header_name(place: &str, text: &str) -> Result<HeaderName, Fault> {
 /// A header value that `Debug` does not show. `place` says in a fault where it came from.
 pub(super) fn sensitive(place: &str, text: &str) -> Result<HeaderValue, Fault> {
     if text.len() > MAX_VALUE_BYTES {
-        return Err(Fault::Header(format!("{place}: the value is longer than {MAX_VALUE_BYTES} bytes")));
+        let long = format!("{place}: the value is longer than {MAX_VALUE_BYTES} bytes");
+        return Err(header_fault(place, long));
     }
     let mut value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
-        Fault::Header(format!("{place}: the value contains a control character, such as CR or LF"))
+        let control = format!("{place}: the value contains a control character, such as CR or LF");
+        header_fault(place, control)
     })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// `place` is a field, and maybe, after a colon, what of it.
+fn header_fault(place: &str, detail: String) -> Fault {
+    Fault::Header(place.split(':').next().unwrap_or(place).to_owned(), detail)
 }

@@ -64,14 +64,16 @@ pub(super) struct Token {
 impl Grant {
     /// Reads the `auth_config` of `auth_type` `oauth2`.
     pub(super) fn compile(members: &Members<'_>, network: &Network) -> Result<Grant, Fault> {
-        let fault = |why: &dyn std::fmt::Display| Fault::Auth(format!("auth_config.token_url: {why}"));
+        let fault = |why: &dyn std::fmt::Display| {
+            Fault::Auth("auth_config.token_url".into(), format!("auth_config.token_url: {why}"))
+        };
         let url = network.rules.check_url(members.text("token_url")?).map_err(|refusal| fault(&refusal))?;
         // The destination's own roots and client certificate are for the receiver, which is another host.
         let tls = (url.scheme() == "https").then(|| network.tls());
         let endpoint = target::endpoint(&url, tls).map_err(|error| fault(&error))?;
 
         let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, target::host_header(&url)?);
+        headers.insert(header::HOST, target::host_header(&url).map_err(|error| fault(&error))?);
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(target::USER_AGENT));
@@ -90,7 +92,10 @@ impl Grant {
             "post" => {
                 form.append_pair("client_id", id).append_pair("client_secret", secret);
             }
-            _ => return Err(Fault::Auth("auth_config.client_auth is neither basic nor post".into())),
+            _ => {
+                let neither = "auth_config.client_auth is neither basic nor post";
+                return Err(Fault::Auth("auth_config.client_auth".into(), neither.into()));
+            }
         }
         Ok(Grant { endpoint, headers, body: form.finish().into() })
     }

@@ -80,27 +80,33 @@ impl Network {
         if tls_ca.is_none() && tls_client_cert.is_none() && tls_client_key.is_none() {
             return Ok(self.tls());
         }
+        let fault = |field: &'static str, why: &str| Fault::Tls(field, why.to_owned());
         let roots = match tls_ca {
             None => self.roots.clone(),
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
-                add_roots(&mut roots, pem.as_bytes()).map_err(|why| Fault::Tls(format!("tls_ca: {why}")))?;
+                add_roots(&mut roots, pem.as_bytes())
+                    .map_err(|why| fault("tls_ca", &format!("tls_ca: {why}")))?;
                 Arc::new(roots)
             }
         };
-        let builder = builder(roots).map_err(|error| Fault::Tls(error.to_string()))?;
+        let builder = builder(roots).map_err(|error| fault("tls_ca", &error.to_string()))?;
         let config = match (tls_client_cert, tls_client_key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => {
                 let chain = certificates(cert.as_bytes())
-                    .map_err(|why| Fault::Tls(format!("tls_client_cert: {why}")))?;
+                    .map_err(|why| fault("tls_client_cert", &format!("tls_client_cert: {why}")))?;
                 let key = PrivateKeyDer::from_pem_slice(key.reveal().as_bytes())
-                    .map_err(|_| Fault::Tls("tls_client_key is not a private key in PEM".into()))?;
+                    .map_err(|_| fault("tls_client_key", "tls_client_key is not a private key in PEM"))?;
                 builder.with_client_auth_cert(chain, key).map_err(|error| {
-                    Fault::Tls(format!("tls_client_cert and tls_client_key cannot be used: {error}"))
+                    let why = format!("tls_client_cert and tls_client_key cannot be used: {error}");
+                    fault("tls_client_cert", &why)
                 })?
             }
-            _ => return Err(Fault::Tls("tls_client_cert and tls_client_key need each other".into())),
+            (cert, _) => {
+                let missing = if cert.is_none() { "tls_client_cert" } else { "tls_client_key" };
+                return Err(fault(missing, "tls_client_cert and tls_client_key need each other"));
+            }
         };
         Ok(Arc::new(http1(config)))
     }

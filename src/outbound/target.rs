@@ -14,7 +14,7 @@ use super::grant::Grant;
 use super::headers::TRACEPARENT;
 use super::network::Network;
 use crate::format::{Format, FormatFault};
-use crate::model::{DbTime, Destination};
+use crate::model::{DbTime, Destination, Secret, Settings};
 use crate::policy::egress::Refusal;
 use crate::policy::signature::{SignatureFault, Signer};
 
@@ -27,24 +27,44 @@ pub enum Fault {
     /// The URL, or where it leads.
     #[error("{0}")]
     Url(#[from] Refusal),
-    /// `auth_type` or `auth_config`.
-    #[error("{0}")]
-    Auth(String),
-    /// A header from `auth_config`, `extra_headers` or `signature_header`.
-    #[error("{0}")]
-    Header(String),
+    /// `auth_type`, `auth_config` or one of its members, and what is wrong with it.
+    #[error("{1}")]
+    Auth(String, String),
+    /// A header: where it is written, and what is wrong with it.
+    #[error("{1}")]
+    Header(String, String),
     /// `signing_secret` and what belongs to it.
     #[error("{0}")]
     Signature(#[from] SignatureFault),
     /// `payload_format` or `format_options`.
     #[error("{0}")]
     Format(#[from] FormatFault),
-    /// `tls_ca`, `tls_client_cert`, `tls_client_key`.
-    #[error("{0}")]
-    Tls(String),
+    /// `tls_ca`, `tls_client_cert` or `tls_client_key`, and what is wrong with it.
+    #[error("{1}")]
+    Tls(&'static str, String),
     /// Something that this version does not have.
     #[error("{0} is not available in this version")]
     NotAvailable(&'static str),
+}
+
+impl Fault {
+    /// Where it is written: a column, or a member of `auth_config` such as `auth_config.token`.
+    pub fn field(&self) -> &str {
+        match self {
+            Fault::Url(_) => "url",
+            Fault::Auth(field, _) | Fault::Header(field, _) => field,
+            Fault::Signature(fault) => match fault {
+                SignatureFault::NotBase64 { which, .. }
+                | SignatureFault::Length { which, .. }
+                | SignatureFault::KeyPair { which } => which,
+                SignatureFault::HexNeedsHmac { .. } | SignatureFault::Scheme(_) => "signature_scheme",
+                SignatureFault::Header => "signature_header",
+            },
+            Fault::Format(FormatFault::Options) => "format_options",
+            Fault::Format(_) => "payload_format",
+            Fault::Tls(field, _) | Fault::NotAvailable(field) => field,
+        }
+    }
 }
 
 /// Everything that an attempt needs to know about its destination.
@@ -105,23 +125,25 @@ impl Target {
         let tls = match url.scheme() {
             "https" => Some(network.tls_for(settings)?),
             _ if settings.tls_client_cert.is_some() => {
-                return Err(Fault::Tls("tls_client_cert needs an https URL".into()));
+                return Err(Fault::Tls("tls_client_cert", "tls_client_cert needs an https URL".into()));
             }
             _ => None,
         };
         let endpoint = endpoint(&url, tls)?;
 
+        let extra = |detail| Fault::Header("extra_headers".into(), detail);
         let mut headers = HeaderMap::new();
         let auth = Auth::compile(&destination.auth_type, &destination.auth_config, network)?;
         let signature_header = signer.header().map(signature_header).transpose()?;
         for (name, value) in auth::extra_headers(&settings.extra_headers)? {
             if [signature_header.as_ref(), auth.header_name()].contains(&Some(&name)) {
-                return Err(Fault::Header(format!("extra_headers cannot override {name}")));
+                return Err(extra(format!("extra_headers cannot override {name}")));
             }
             headers.insert(name, value);
         }
         if let Some(name) = auth.header_name().filter(|name| Some(*name) == signature_header.as_ref()) {
-            return Err(Fault::Header(format!("auth_config and the signature both want the header {name}")));
+            let both = format!("auth_config and the signature both want the header {name}");
+            return Err(Fault::Header("signature_header".into(), both));
         }
         let grant = match auth {
             Auth::None => None,
@@ -139,6 +161,42 @@ impl Target {
         let timeout = destination.timeout;
         let has_own_trace = headers.contains_key(TRACEPARENT);
         Ok(Target { endpoint, headers, has_own_trace, grant, signer, signature_header, format, timeout })
+    }
+
+    /// Everything that is wrong with `destination`; [`Target::compile`] tells the first of it. Each part is
+    /// looked at by itself, and then all together.
+    pub fn faults(destination: &Destination, network: &Network) -> Vec<Fault> {
+        let blank = Destination {
+            url: "https://example.com/".into(),
+            auth_type: "none".into(),
+            auth_config: Secret::new("{}"),
+            signing_secret: None,
+            settings: Settings::default(),
+            ..destination.clone()
+        };
+        let parts: [fn(&mut Destination, Destination); 11] = [
+            |part, d| part.url = d.url,
+            |part, d| (part.auth_type, part.auth_config) = (d.auth_type, d.auth_config),
+            |part, d| part.signing_secret = d.signing_secret,
+            |part, d| part.settings.payload_format = d.settings.payload_format,
+            |part, d| part.settings.format_options = d.settings.format_options,
+            |part, d| part.settings.extra_headers = d.settings.extra_headers,
+            |part, d| part.settings.signature_scheme = d.settings.signature_scheme,
+            |part, d| part.settings.gzip = d.settings.gzip,
+            |part, d| part.settings.tls_ca = d.settings.tls_ca,
+            |part, d| {
+                part.settings.tls_client_cert = d.settings.tls_client_cert;
+                part.settings.tls_client_key = d.settings.tls_client_key;
+            },
+            |part, d| *part = d,
+        ];
+        let mut faults = Vec::new();
+        for set in parts {
+            let mut part = blank.clone();
+            set(&mut part, destination.clone());
+            faults.extend(Target::compile(&part, network).err().filter(|fault| !faults.contains(fault)));
+        }
+        faults
     }
 
     /// The format of the bodies, which knows how large an event becomes.
@@ -193,9 +251,8 @@ pub(super) fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
 fn signature_header(name: &str) -> Result<HeaderName, Fault> {
     let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| SignatureFault::Header)?;
     if name != crate::policy::signature::STANDARD_HEADER && auth::is_ours(name) {
-        return Err(Fault::Header(format!(
-            "signature_header cannot be {name}: it is used by the request itself"
-        )));
+        let used = format!("signature_header cannot be {name}: it is used by the request itself");
+        return Err(Fault::Header("signature_header".into(), used));
     }
     Ok(parsed)
 }

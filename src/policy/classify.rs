@@ -51,6 +51,17 @@ pub fn classify(answer: &Answer, deliveries: usize, wall: SystemTime) -> Verdict
     }
 }
 
+/// What went wrong, for people.
+pub fn message(answer: &Answer) -> String {
+    match answer {
+        Answer::Response { broken: Some(fault), status, .. } => {
+            format!("the receiver answered {status}, but its answer broke off: {fault}")
+        }
+        Answer::Response { status, .. } => format!("the receiver answered {status}"),
+        Answer::Failed(fault) | Answer::OurFault(fault) => fault.clone(),
+    }
+}
+
 /// `Retry-After` (RFC 9110, section 10.2.3): seconds or an HTTP date; `None` when it is neither.
 ///
 /// Clamped to [`MIN_PAUSE`] .. [`MAX_PAUSE`].

@@ -46,15 +46,27 @@ macro_rules! version {
     };
 }
 
-const LOAD: &str = concat!(
-    "SELECT w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config,
+/// The columns of [`Destination`], from `w` and `s`.
+macro_rules! columns {
+    () => {
+        "w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config,
         w.batch_size, w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
         s.destination_id IS NOT NULL AS has_settings, s.payload_format,
         s.format_options::text AS format_options, s.rate_limit_per_second, s.rate_limit_burst,
         s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
         s.extra_headers::text AS extra_headers, s.signature_scheme, s.signature_header,
         s.previous_signing_secret, s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key,
-        s.tls_ca,
+        s.tls_ca"
+    };
+}
+
+pub mod desk;
+pub mod stats;
+
+const LOAD: &str = concat!(
+    "SELECT ",
+    columns!(),
+    ",
         t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at, ",
     version!(),
     " AS version, timezone('UTC', clock_timestamp()) AS now
@@ -78,9 +90,10 @@ pub async fn load(
     Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
 }
 
-fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
+/// A destination with its secrets as they are stored.
+fn read_destination(row: &PgRow) -> Result<Destination, sqlx::Error> {
     let secret = |column: &str| row.try_get::<Option<String>, _>(column).map(|s| s.map(Secret::new));
-    let destination = Destination {
+    Ok(Destination {
         id: DestinationId(row.try_get("id")?),
         org: OrgId(row.try_get("org_id")?),
         url: row.try_get("url")?,
@@ -94,7 +107,11 @@ fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
         },
         signing_secret: secret("signing_secret")?,
         settings: if row.try_get("has_settings")? { read_settings(row)? } else { Settings::default() },
-    };
+    })
+}
+
+fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
+    let destination = read_destination(row)?;
     let saved = Saved {
         paused_until: row.try_get("paused_until")?,
         tripped_at: row.try_get("tripped_at")?,

@@ -101,7 +101,7 @@ fn denied(error: &sqlx::Error) -> bool {
 }
 
 /// What `serve` needs; `examples/deploy/grants.sql` grants exactly this.
-const NEEDED: [(&str, &str); 26] = [
+const NEEDED: [(&str, &str); 28] = [
     ("webhook_deliveries", "SELECT"),
     ("webhook_deliveries", "UPDATE (status)"),
     ("webhook_deliveries", "UPDATE (attempts)"),
@@ -128,6 +128,8 @@ const NEEDED: [(&str, &str); 26] = [
     ("posthaste_jobs", "INSERT"),
     ("posthaste_jobs", "UPDATE"),
     ("posthaste_retention", "SELECT"),
+    ("posthaste_api_keys", "SELECT"),
+    ("posthaste_api_keys", "UPDATE (last_used_at)"),
 ];
 
 /// What retention needs besides: without it nothing is delivered later, the tables only grow.

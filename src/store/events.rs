@@ -5,11 +5,11 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::deliveries::{OPTIONAL_COLUMNS, event_columns};
-use super::page::{MAX_TURNS, Page, Position, rare_events};
+use super::page::{Looks, Page, Position, rare_events};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, EventId, OrgId};
 
-/// Rows that one statement looks at for those of one type.
+/// Rows that a page looks at for those of one type: they lie beside each other.
 const LOOKED_AT: i64 = 10_000;
 /// How often an INSERT is repeated that met another one with the same id.
 const TRIES: usize = 3;
@@ -216,9 +216,9 @@ pub async fn list(
         let items = rows.iter().map(read_listed).collect::<Result<Vec<_>, _>>()?;
         return Ok(Page::cut(items, limit, position));
     }
-    let look = if filter.event_type.is_some() { LOOKED_AT } else { wanted };
+    let most = if filter.event_type.is_some() { LOOKED_AT } else { wanted };
     let mut items: Vec<Listed> = Vec::new();
-    for _ in 0..MAX_TURNS {
+    for look in Looks::new(wanted, most) {
         let query = sqlx::query(LIST).bind(filter.org.0).bind(from).bind(before.at).bind(before.id);
         let query = query.bind(look).bind(wanted - items.len() as i64).bind(&filter.event_type);
         let rows = in_time(query.persistent(false).fetch_all(&mut *db)).await?;

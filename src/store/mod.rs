@@ -11,8 +11,10 @@ pub mod destinations;
 pub mod doctor;
 pub mod events;
 pub mod jobs;
+pub mod keys;
 pub mod listener;
 pub mod migrate;
+pub mod organizations;
 pub mod page;
 pub mod presence;
 pub mod queues;
@@ -34,6 +36,8 @@ use crate::model::Secret;
 pub type Connection = PgConnection;
 /// Some connections, opened when they are needed.
 pub type Pool = PgPool;
+/// A [`Connection`] that goes back to its pool.
+pub type Pooled = sqlx::pool::PoolConnection<sqlx::Postgres>;
 
 /// Longest wait for any statement, on our side: PostgreSQL's own limits cannot help on a dead link.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -106,6 +110,14 @@ impl StoreError {
     pub fn is_about_uniqueness(&self) -> bool {
         match self {
             StoreError::Database(sqlx::Error::Database(error)) => error.is_unique_violation(),
+            _ => false,
+        }
+    }
+
+    /// Whether this role may not do it (SQLSTATE 42501).
+    pub fn is_about_rights(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.code().as_deref() == Some("42501"),
             _ => false,
         }
     }
@@ -199,7 +211,7 @@ pub fn pool(options: ConnectOptions, most: u32) -> Pool {
 ///
 /// # Errors
 /// When none is free in time, or the database does not answer.
-pub async fn acquire(pool: &Pool) -> Result<sqlx::pool::PoolConnection<sqlx::Postgres>, StoreError> {
+pub async fn acquire(pool: &Pool) -> Result<Pooled, StoreError> {
     in_time(pool.acquire()).await
 }
 

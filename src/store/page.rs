@@ -6,8 +6,9 @@ use uuid::Uuid;
 use super::{StoreError, in_time};
 use crate::model::{DbTime, OrgId};
 
-/// Statements that one page may take where a filter has no index.
-pub const MAX_TURNS: usize = 10;
+/// The first statement of a page looks at this many rows for each that is wanted, where a filter has no
+/// index, and each further one at as many times more: a common type needs one small one.
+const GROWTH: i64 = 4;
 /// Event types with no more events than this, of all organizations, are looked up by their type.
 const RARE: i64 = 2_000;
 
@@ -47,6 +48,31 @@ impl<T> Page<T> {
     }
 }
 
+/// How many rows the statements of a page look at where a filter has no index: a few, then more, and so many
+/// in all at most that the page is there in an instant, whatever it holds.
+pub(super) struct Looks {
+    next: i64,
+    left: i64,
+}
+
+impl Looks {
+    /// For a page of `wanted` rows, out of `most`.
+    pub(super) fn new(wanted: i64, most: i64) -> Looks {
+        Looks { next: wanted * GROWTH, left: most }
+    }
+}
+
+impl Iterator for Looks {
+    type Item = i64;
+
+    fn next(&mut self) -> Option<i64> {
+        let look = self.next.min(self.left);
+        self.next = look * GROWTH;
+        self.left -= look;
+        (look > 0).then_some(look)
+    }
+}
+
 const RARE_EVENTS: &str = "
     SELECT count(*), coalesce(array_agg(e.id) FILTER (WHERE e.org_id = $1), '{}')
     FROM (SELECT l.id, l.org_id FROM public.activity_logs l WHERE l.event_type = $2 LIMIT $3) e";
@@ -63,4 +89,16 @@ pub(super) async fn rare_events(
     let query = sqlx::query_as(RARE_EVENTS).bind(org.0).bind(event_type).bind(RARE + 1).persistent(false);
     let (count, events): (i64, Vec<Uuid>) = in_time(query.fetch_one(db)).await?;
     Ok((count <= RARE).then_some(events))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_looks_at_a_few_rows_first_and_never_at_more_than_it_may() {
+        assert_eq!(Looks::new(51, 2_000).collect::<Vec<_>>(), [204, 816, 980]);
+        assert_eq!(Looks::new(201, 2_000).collect::<Vec<_>>(), [804, 1_196]);
+        assert_eq!(Looks::new(2, 5).collect::<Vec<_>>(), [5]);
+    }
 }

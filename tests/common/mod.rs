@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub use cluster::{Server, fresh_dir};
 pub use db::{Db, NewDestination};
 pub use invariants::{check_invariants, check_rows, leased};
-pub use posthaste::{Posthaste, Ready, free_port, run};
+pub use posthaste::{Posthaste, Ready, free_port, request, run};
 pub use proxy::{End, Fault, Proxy};
 pub use receiver::{Received, Receiver, Reply, read_request};
 pub use secrecy::assert_silent;

@@ -113,14 +113,8 @@ impl Posthaste {
 
     /// The same from one of its two servers.
     pub async fn get_from(&self, address: Option<SocketAddr>, path: &str) -> Option<(u16, String)> {
-        let mut stream = tokio::net::TcpStream::connect(address?).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: posthaste\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut response = String::new();
-        let all = stream.read_to_string(&mut response);
-        tokio::time::timeout(Duration::from_secs(5), all).await.ok()?.ok()?;
-        let status = response.split(' ').nth(1)?.parse().ok()?;
-        Some((status, response.split_once("\r\n\r\n")?.1.to_owned()))
+        let (status, _, body) = request(address?, "GET", path, &[], b"").await?;
+        Some((status, body))
     }
 
     /// Everything it has printed.
@@ -205,6 +199,31 @@ fn command_of(program: &str, environment: &[(&str, &str)]) -> Command {
     command.envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Sends one request, and reads its answer: status, head and body; `None` when nothing answers in time.
+pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<(u16, String, String)> {
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: posthaste\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         {headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.ok()?;
+    // Who refuses a body may not read it.
+    stream.write_all(body).await.ok();
+    let mut response = Vec::new();
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut response)).await.ok()?.ok();
+    let response = String::from_utf8_lossy(&response);
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, head.to_ascii_lowercase(), body.to_owned()))
 }
 
 /// A port that was free a moment ago.

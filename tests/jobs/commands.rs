@@ -220,11 +220,11 @@ async fn events_that_cannot_be_written_are_refused_with_the_field_and_none_of_th
     let twice = format!(r#"[{{"event_type": "a", "id": "{org}"}}, {{"event_type": "b", "id": "{org}"}}]"#);
     let and = |bad: &str| format!("[{good}, {bad}]");
     let table: [(&str, String, &str); 16] = [
-        ("no JSON", "{".into(), "event"),
-        ("nothing", String::new(), "event"),
+        ("no JSON", "{".into(), "body"),
+        ("nothing", String::new(), "body"),
         ("an empty array", "[]".into(), "events"),
         ("too many", many, "events"),
-        ("another type", "3".into(), "event"),
+        ("another type", "3".into(), "body"),
         ("no event type", "{}".into(), "event_type"),
         ("an unknown field", and(r#"{"event_type": "a", "evnt": 1}"#), "evnt"),
         ("an id that is none", and(r#"{"event_type": "a", "id": "1"}"#), "events"),

@@ -23,9 +23,10 @@ use self::limiter::Limiter;
 use self::pump::Pace;
 use self::ready::{Batch, Cut, Ready};
 use super::Shared;
-use super::db::{DbActor, Granted, Remember};
+use super::db::{DbActor, Granted, Line, Remember};
 use super::limit::{Freed, Held};
 use super::tally::Counting;
+use super::turns::Turn;
 use crate::clock::{self, DbClock};
 use crate::model::{Attempt, DbTime, Destination, DestinationId};
 use crate::outbound::{Sender, Target};
@@ -160,11 +161,16 @@ pub struct DestinationActor {
     hinted: bool,
     /// Results were sent that make deliveries due again: the next claim must see them.
     behind: bool,
+    /// Whether the last claim left something.
+    line: Line,
     /// Where the last claim stopped looking.
     reached: Option<DbTime>,
     /// How far an ordered claim has to look for leases of others.
     ordered: Ordered,
     waits_for_slot: bool,
+    waits_for_turn: bool,
+    /// The turn that was waited for, until it is used.
+    has_turn: bool,
     /// The slot that was waited for, until it is used.
     slot: Option<Held>,
     timer: Option<(SpawnHandle, Instant)>,
@@ -202,9 +208,12 @@ impl DestinationActor {
             claiming: false,
             hinted: false,
             behind: false,
+            line: Line::New,
             reached: None,
             ordered: Ordered::Everywhere,
             waits_for_slot: false,
+            waits_for_turn: false,
+            has_turn: false,
             slot: None,
             timer: None,
             pace: Pace::new(clock::now()),
@@ -316,12 +325,24 @@ impl Handler<Freed> for DestinationActor {
     }
 }
 
+impl Handler<Turn> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Turn, ctx: &mut Self::Context) {
+        self.waits_for_turn = false;
+        self.has_turn = true;
+        self.pump(ctx);
+        self.has_turn = false;
+    }
+}
+
 impl Handler<Granted> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, granted: Granted, ctx: &mut Self::Context) {
         self.claiming = false;
         self.hungry = granted.more || self.hinted;
+        self.line = if granted.more { Line::Backlog } else { Line::New };
         self.behind |= granted.behind;
         self.reached = if granted.more && !self.hinted && !granted.behind { granted.reached } else { None };
         if let Some(clock) = granted.clock {

@@ -8,6 +8,7 @@ use super::ready::{Batch, Next};
 use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
 use crate::actors::db::{Claim, Leased, Record};
 use crate::actors::limit::Held;
+use crate::actors::turns;
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery, Outcome};
 use crate::outbound::Request;
@@ -54,6 +55,9 @@ impl DestinationActor {
 
     /// Starts the next request if everything allows it.
     fn send_next(&mut self, now: Instant, ctx: &mut Context<Self>) -> bool {
+        if self.waits_for_turn {
+            return false;
+        }
         if let Some(until) = self.rest_until.filter(|until| *until > now) {
             self.look_at(until, ctx);
             return false;
@@ -79,7 +83,7 @@ impl DestinationActor {
             }
             Next::Nothing => return false,
         };
-        if self.waits_for_slot {
+        if self.waits_for_slot || (self.slot.is_none() && !self.is_its_turn(ctx)) {
             self.ready.put_back(batch, now);
             return false;
         }
@@ -100,6 +104,15 @@ impl DestinationActor {
         }
         self.start(batch, probe, slot, ctx);
         true
+    }
+
+    /// Whether this turn of the arbiter has room for one more request. A slot that was waited for comes when
+    /// another request has ended, and needs no turn.
+    fn is_its_turn(&mut self, ctx: &mut Context<Self>) -> bool {
+        let org = self.destination.org;
+        let is = std::mem::take(&mut self.has_turn) || turns::may_start(org, || ctx.address().recipient());
+        self.waits_for_turn = !is;
+        is
     }
 
     /// Whether one more request in flight is worth a connection: a receiver that answers fast needs few, one
@@ -178,6 +191,7 @@ impl DestinationActor {
             org: self.destination.org,
             ask,
             after_results: is_ordered || std::mem::take(&mut self.behind),
+            line: self.line,
             reply: ctx.address().recipient(),
         });
     }

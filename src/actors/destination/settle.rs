@@ -8,7 +8,7 @@ use super::{DUE_SLACK, DestinationActor, InFlight, OWN_TROUBLE_REST};
 use crate::actors::db::{Announce, Disable, Leased};
 use crate::clock;
 use crate::model::{Answer, Attempt, Change, Delivery, FailedAttempt, Outcome};
-use crate::policy::classify::{Verdict, classify};
+use crate::policy::classify::{Verdict, classify, message};
 use crate::policy::retry::{self, Fate, Outage};
 use crate::store::destinations::{OPERATIONAL_CATEGORY, OperationalEvent};
 
@@ -128,7 +128,7 @@ impl DestinationActor {
                 self.look_at(clock::now() + delay + DUE_SLACK, ctx);
             }
             if let Change::Dead { .. } = change {
-                self.announce_dead(&leased.delivery, &message(&attempt.answer).unwrap_or_default());
+                self.announce_dead(&leased.delivery, &message(&attempt.answer));
             }
             outcomes.push(outcome(&leased.delivery, change, &attempt));
         }
@@ -230,7 +230,7 @@ impl DestinationActor {
     fn log_failure(&self, batch: &super::Batch, attempt: &Attempt, verdict: Verdict) {
         let id = self.destination.id;
         let millis = attempt.duration.as_millis();
-        let what = message(&attempt.answer).unwrap_or_default();
+        let what = message(&attempt.answer);
         let ours = verdict == Verdict::OurFault;
         if ours && self.links.shared.trouble.is_news(&what, clock::now()) {
             log::error!("requests wait, and nothing is charged: {what}");
@@ -281,19 +281,8 @@ fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt) -> Outcome {
         last_attempt_at: Some(attempt.started_at),
         response_status,
         response_body,
-        error_message: if change == Change::Delivered { None } else { message(&attempt.answer) },
+        error_message: (change != Change::Delivered).then(|| message(&attempt.answer)),
         failed,
         ..bare(delivery, change)
-    }
-}
-
-/// What went wrong, for people.
-fn message(answer: &Answer) -> Option<String> {
-    match answer {
-        Answer::Response { broken: Some(fault), status, .. } => {
-            Some(format!("the receiver answered {status}, but its answer broke off: {fault}"))
-        }
-        Answer::Response { status, .. } => Some(format!("the receiver answered {status}")),
-        Answer::Failed(fault) | Answer::OurFault(fault) => Some(fault.clone()),
     }
 }

@@ -1,16 +1,23 @@
-//! The real dispatcher, in this process, on a thread with an actix System of its own.
+//! The real dispatcher with its API, in this process, on a thread with an actix System of its own.
 
+use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::actors;
+use crate::admin::{self, Pages, State};
 use crate::config::{Config, DispatchArgs};
 use crate::model::Secret;
 use crate::store;
 
 /// The running dispatcher.
 pub struct Dispatcher {
+    /// Where its API is.
+    pub address: SocketAddr,
+    /// Who has this may use it.
+    pub admin_token: String,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<Result<(), String>>,
 }
@@ -21,39 +28,49 @@ impl Dispatcher {
         // Said here is what the demo depends on; the rest may come from the environment.
         let flags = ["--allow-networks=127.0.0.0/8", "--https-only=false", "--listen=127.0.0.1:0"];
         let options = DispatchArgs::from_flags(&flags).map_err(|error| error.to_string())?;
-        let config = options.validate(url).map_err(|faults| faults.to_string())?;
+        let mut config = options.validate(url).map_err(|faults| faults.to_string())?;
+        let admin_token = Uuid::new_v4().simple().to_string();
+        config.operations.admin_token = Some(Secret::new(&admin_token));
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             actix_rt::System::new().block_on(run_dispatcher(config, ready, stopped))
         });
-        let dispatcher = Dispatcher { stop, thread };
         match is_ready.await {
-            Ok(()) => Ok(dispatcher),
+            Ok(address) => Ok(Dispatcher { address, admin_token, stop, thread }),
             // It has ended before it was ready; its thread knows why.
-            Err(_) => Err(dispatcher.stop().await.err().unwrap_or_else(|| "it ended at once".into())),
+            Err(_) => Err(end(stop, thread).await.err().unwrap_or_else(|| "it ended at once".into())),
         }
     }
 
     /// Stops it as SIGTERM stops `serve`: what is in flight is finished and recorded.
     pub async fn stop(self) -> Result<(), String> {
-        // An error here only says that the dispatcher has ended already.
-        self.stop.send(()).ok();
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        joined.map_err(|error| error.to_string())?.unwrap_or_else(|_| Err("the dispatcher panicked".into()))
+        end(self.stop, self.thread).await
     }
+}
+
+async fn end(stop: oneshot::Sender<()>, thread: JoinHandle<Result<(), String>>) -> Result<(), String> {
+    // An error here only says that the dispatcher has ended already.
+    stop.send(()).ok();
+    let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+    joined.map_err(|error| error.to_string())?.unwrap_or_else(|_| Err("the dispatcher panicked".into()))
 }
 
 async fn run_dispatcher(
     config: Config,
-    ready: oneshot::Sender<()>,
+    ready: oneshot::Sender<SocketAddr>,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), String> {
     let options = store::options(&config.database_url).map_err(|error| error.to_string())?;
+    let state = State::starting("starting", config.operations.admin_token.clone());
+    let (addresses, server) =
+        admin::start(config.listen, Pages::All, state.clone()).map_err(|error| error.to_string())?;
     let dispatcher = actors::Dispatcher::start(config, options).map_err(|error| error.to_string())?;
+    state.set(Ok(dispatcher.clone()));
     // Whoever started it may have given up by now; then `stop` says so as well.
-    ready.send(()).ok();
+    addresses.first().map(|address| ready.send(*address).ok());
     stop.await.ok();
     dispatcher.stop().await;
+    server.stop(false).await;
     Ok(())
 }

@@ -15,7 +15,7 @@ pub struct Migration {
 
 /// All of them, in order. A later file may define a function of an earlier one anew: the last definition
 /// counts.
-pub const MIGRATIONS: [Migration; 5] = [
+pub const MIGRATIONS: [Migration; 6] = [
     Migration {
         version: 1,
         name: "given_tables",
@@ -29,6 +29,7 @@ pub const MIGRATIONS: [Migration; 5] = [
     Migration { version: 3, name: "fan_out", sql: include_str!("../../../migrations/0003_fan_out.sql") },
     Migration { version: 5, name: "jobs", sql: include_str!("../../../migrations/0005_jobs.sql") },
     Migration { version: 6, name: "retention", sql: include_str!("../../../migrations/0006_retention.sql") },
+    Migration { version: 7, name: "api_keys", sql: include_str!("../../../migrations/0007_api_keys.sql") },
 ];
 
 /// What a statement makes. Names are without their schema, which is always `public`.
@@ -153,7 +154,7 @@ mod tests {
     fn every_statement_of_every_migration_is_understood() {
         let all = statements();
         let count = |wanted: fn(&Makes) -> bool| all.iter().filter(|s| wanted(&s.makes)).count();
-        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 12);
+        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 13);
         assert_eq!(count(|m| matches!(m, Makes::Trigger { .. })), 10);
         let sources = MIGRATIONS.map(|m| m.sql).concat();
         let written = |words: &str| sources.lines().filter(|line| line.starts_with(words)).count();

@@ -1,0 +1,195 @@
+//! The half of the [`DbActor`] that claims.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+
+use super::{Claim, DbActor, Granted, Leased, MAX_RESULTS_WAITING};
+use crate::actors::claims::{Group, Line};
+use crate::actors::lanes::ClaimLane;
+use crate::clock;
+use crate::model::{DbTime, DestinationId, Outcome};
+use crate::store::StoreError;
+use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_RECORD_ROWS};
+
+/// Results that may wait to be written while more is claimed of backlogs: the next statement is full. What is
+/// new can go on.
+const ENOUGH_RESULTS_WAITING: usize = 2 * MAX_RECORD_ROWS;
+/// After the second connection failed, everything is claimed on the first one for so long.
+const SECOND_LANE_REST: Duration = Duration::from_secs(5);
+
+/// From the supervisor: the database has not answered somebody else, or does so again. Connections at rest
+/// may have died: the first work that comes should not have to find that out, and other processes must go on
+/// seeing that this one lives.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Refresh;
+
+impl Handler<Refresh> for DbActor {
+    type Result = ();
+
+    /// Lanes that are not here are under way, and find out themselves.
+    fn handle(&mut self, _: Refresh, ctx: &mut Self::Context) {
+        if let Some(lane) = &mut self.record_lane {
+            lane.reconnect();
+        }
+        for line in [Line::New, Line::Backlog] {
+            let Some(mut lane) = self.claim_lanes[line as usize].take() else { continue };
+            self.claiming += 1;
+            let refresh = async move {
+                lane.refresh().await;
+                lane
+            };
+            ctx.spawn(refresh.into_actor(self).map(move |lane, this, ctx| {
+                this.claiming -= 1;
+                this.put_back(line, lane, ctx);
+                this.claim(ctx);
+                this.record(ctx);
+            }));
+        }
+    }
+}
+
+impl DbActor {
+    /// Starts a claim statement in each line where none is under way and somebody waits.
+    pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
+        // What cannot be recorded would be sent again and again.
+        let waiting = self.work.outcomes.len() + self.work.locked.len();
+        if self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING {
+            return;
+        }
+        self.claim_in(Line::New, ctx);
+        if waiting <= ENOUGH_RESULTS_WAITING {
+            self.claim_in(Line::Backlog, ctx);
+        }
+        if self.claims.len() > 0 && self.claiming == 0 && !std::mem::replace(&mut self.waits_for_bytes, true)
+        {
+            self.bytes.wait_for_any(ctx.address().recipient());
+        }
+    }
+
+    fn claim_in(&mut self, line: Line, ctx: &mut Context<Self>) {
+        let Some(mut lane) = self.claim_lanes[line as usize].take() else { return };
+        let Group { claims, room } = self.claims.next(line, &self.bytes, self.config.max_event_bytes);
+        if claims.is_empty() {
+            self.claim_lanes[line as usize] = Some(lane);
+            return;
+        }
+        self.claiming += 1;
+        let work = async move {
+            let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
+            lane.rest().await;
+            let sent = clock::now();
+            let grants = lane.claim(&asks, room).await;
+            (lane, claims, sent, grants)
+        };
+        ctx.spawn(work.into_actor(self).map(move |(lane, claims, sent, grants), this, ctx| {
+            this.claiming -= 1;
+            match grants {
+                Ok(grants) => this.grant(line, claims, sent, grants),
+                Err(error) => this.claim_failed(line, claims, &error),
+            }
+            this.put_back(line, lane, ctx);
+            this.claim(ctx);
+            this.record(ctx);
+        }));
+    }
+
+    /// Keeps a connection for the next statement.
+    fn put_back(&mut self, line: Line, lane: ClaimLane, ctx: &mut Context<Self>) {
+        match line {
+            Line::New if lane.has_failed() => {
+                // The first one serves all for a while, and tells what is wrong if it fails as well.
+                self.claims.merge();
+                ctx.run_later(SECOND_LANE_REST, |this, _| this.add_second_lane(lane));
+            }
+            Line::New => self.claim_lanes[Line::New as usize] = Some(lane),
+            Line::Backlog => {
+                if !self.has_second_lane
+                    && let Some(second) = lane.beside()
+                {
+                    self.has_second_lane = true;
+                    self.add_second_lane(second);
+                }
+                self.claim_lanes[Line::Backlog as usize] = Some(lane);
+            }
+        }
+    }
+
+    fn add_second_lane(&mut self, lane: ClaimLane) {
+        self.claims.split();
+        self.claim_lanes[Line::New as usize] = Some(lane);
+    }
+
+    fn grant(&mut self, line: Line, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
+        if self.claim_outage.ends() {
+            log::info!("deliveries are claimed again");
+        }
+        let received = clock::now();
+        let took = received.saturating_duration_since(sent);
+        self.stats.claims.note(took);
+        self.claims.took(line, took);
+        let mut grants: HashMap<DestinationId, Grant> =
+            grants.into_iter().map(|grant| (grant.destination, grant)).collect();
+        for claim in claims {
+            let granted = grants.remove(&claim.ask.destination);
+            let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
+            self.stats.claimed += grant.deliveries.len() as u64;
+            let lease = |claimed: Claimed| Leased {
+                held: self.bytes.take(claim.org, claimed.delivery.event.bytes_held()),
+                delivery: claimed.delivery,
+                too_large: claimed.too_large,
+                expires: sent + LEASE,
+            };
+            let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
+            let behind = !grant.returned.is_empty();
+            self.add_results(grant.returned);
+            if !claim.reply.connected() {
+                let unwanted = leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect();
+                self.add_results(unwanted);
+                continue;
+            }
+            claim.reply.do_send(Granted {
+                leased,
+                more: grant.more,
+                next_due: grant.next_due,
+                reached: grant.reached,
+                behind,
+                clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
+            });
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, claim: Claim) {
+        if self.claims_stopped {
+            let Claim { ask, reply, .. } = claim;
+            log::debug!("destination={} gets nothing more: shutting down", ask.destination);
+            reply.do_send(Granted::nothing());
+            return;
+        }
+        self.claims.push(claim);
+    }
+
+    /// Nobody is told: they keep waiting, and the first lane waits a little before it tries again.
+    fn claim_failed(&mut self, line: Line, claims: Vec<Claim>, error: &StoreError) {
+        if error.is_about_size() {
+            self.claims.was_too_much(line);
+            if let [claim] = &claims[..]
+                && claim.ask.want == 1
+                && error.is_an_answer()
+            {
+                let id = claim.ask.destination;
+                log::error!("destination={id} its next delivery cannot be read: {error}");
+                // It looks again at the next poll; until then it holds up nobody.
+                return claim.reply.do_send(Granted::nothing());
+            }
+        }
+        if line == Line::New {
+            log::debug!("the second connection that claims failed, the first one takes over: {error}");
+        } else if self.claim_outage.is_news(error, clock::now()) {
+            log::error!("claiming deliveries failed, trying again until it works: {error}");
+        }
+        claims.into_iter().for_each(|claim| self.enqueue(claim));
+    }
+}

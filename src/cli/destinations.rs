@@ -1,0 +1,279 @@
+//! `posthaste destinations`: created, shown, changed, deleted; switched on and off; tried out.
+
+mod show;
+mod write;
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub(super) use self::show::once;
+use self::show::{created, deleted, enabled, list, rotated, show, stats, tested};
+use self::write::WriteArgs;
+use super::desk::{self, DeskArgs, Failure};
+use crate::config::{Outbound, OutboundArgs};
+use crate::manage::destinations::{self, DeletedView, Disable, Query, Rotate, Setup};
+use crate::manage::given::Given;
+use crate::model::DestinationId;
+use crate::outbound::Network;
+use crate::policy::keyring::KeyRing;
+
+/// How long one part of a deletion may take; there are as many as are needed.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a file with a secret.
+const MAX_SECRET_BYTES: u64 = 1_024;
+
+/// Arguments of `posthaste destinations`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    /// List destinations, the newest first
+    List(ListArgs),
+    /// Show a destination
+    Show(OneArgs),
+    /// Create a destination; without a signing secret, one is made and shown once
+    Create(CreateArgs),
+    /// Change what is given of a destination, and leave the rest
+    Update(UpdateArgs),
+    /// Delete a destination and its deliveries; its events stay
+    Delete(DeleteArgs),
+    /// Queue and send events again, and say what was missed
+    Enable(OneArgs),
+    /// Queue and send nothing any more
+    Disable(DisableArgs),
+    /// Send a signed event of type webhook.test, and show the answer. Exit code 1: it would not count as
+    /// delivered
+    Test(TestArgs),
+    /// Change the signing secret; the old one signs beside the new one for a while
+    RotateSecret(RotateArgs),
+    /// Show how a destination does
+    Stats(OneArgs),
+}
+
+/// Arguments of `list`.
+#[derive(clap::Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// Rows at most [default: 50]
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<String>,
+    /// Where the page before said to go on
+    #[arg(long)]
+    pub cursor: Option<String>,
+}
+
+/// Arguments of `show`, `enable` and `stats`.
+#[derive(clap::Args, Debug)]
+pub struct OneArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// The destination
+    pub id: Uuid,
+}
+
+/// Arguments of `create`.
+#[derive(clap::Args, Debug)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub write: WriteArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub outbound: OutboundArgs,
+}
+
+/// Arguments of `update`.
+#[derive(clap::Args, Debug)]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub desk: DeskArgs,
+    /// The destination
+    pub id: Uuid,
+    /// Only if it is still of this version, as it was shown
+    #[arg(long, value_name = "VERSION")]
+    pub if_version: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub write: WriteArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub outbound: OutboundArgs,
+}
+
+/// Arguments of `delete`.
+#[derive(clap::Args, Debug)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub one: OneArgs,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Arguments of `disable`.
+#[derive(clap::Args, Debug)]
+pub struct DisableArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub one: OneArgs,
+    /// Why, for whoever looks at it later [default: by hand]
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// Arguments of `test`.
+#[derive(clap::Args, Debug)]
+pub struct TestArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub one: OneArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub outbound: OutboundArgs,
+}
+
+/// Arguments of `rotate-secret`.
+#[derive(clap::Args, Debug)]
+pub struct RotateArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub one: OneArgs,
+    /// For how many seconds the old secret signs, too [default: 86400]
+    #[arg(long, value_name = "SECONDS")]
+    pub overlap_seconds: Option<i64>,
+    /// File with the new secret, - for standard input; without, one is made
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub outbound: OutboundArgs,
+}
+
+/// What destinations are checked against, ready to use.
+struct Ready {
+    keys: KeyRing,
+    network: Arc<Network>,
+}
+
+impl Ready {
+    fn new(args: &OutboundArgs) -> Result<Ready, Failure> {
+        let Outbound { rules, ca_file, secret_keys } = args.validate()?;
+        Ok(Ready { keys: secret_keys, network: Arc::new(Network::new(rules, ca_file.as_deref())?) })
+    }
+
+    fn setup(&self) -> Setup<'_> {
+        Setup { keys: &self.keys, network: &self.network }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> ExitCode {
+    match &args.command {
+        Command::List(args) => {
+            let query = Query { limit: args.limit.clone(), cursor: args.cursor.clone() };
+            desk::run(&args.desk, async |conn, org| Ok(destinations::list(conn, org, &query).await?), list)
+        }
+        Command::Show(args) => {
+            let id = DestinationId(args.id);
+            desk::run(&args.desk, async |conn, org| Ok(destinations::one(conn, org, id).await?), show)
+        }
+        Command::Create(args) => {
+            let create = async |conn: &mut _, org| {
+                let ready = Ready::new(&args.outbound)?;
+                Ok(destinations::create(conn, org, args.write.changes()?, ready.setup()).await?)
+            };
+            desk::run(&args.desk, create, created)
+        }
+        Command::Update(args) => {
+            let (id, expected) = (DestinationId(args.id), args.if_version.as_deref());
+            let update = async |conn: &mut _, org| {
+                let ready = Ready::new(&args.outbound)?;
+                let changes = args.write.changes()?;
+                Ok(destinations::update(conn, org, id, changes, expected, ready.setup()).await?)
+            };
+            desk::run(&args.desk, update, show)
+        }
+        Command::Delete(args) => delete(args),
+        Command::Enable(args) => {
+            let id = DestinationId(args.id);
+            let enable =
+                async |conn: &mut _, org| Ok(destinations::enable(conn, org, id, desk::COUNTING).await?);
+            desk::run(&args.desk, enable, enabled)
+        }
+        Command::Disable(args) => {
+            let id = DestinationId(args.one.id);
+            let asked = Disable { reason: args.reason.clone().into() };
+            let disable = async |conn: &mut _, org| Ok(destinations::disable(conn, org, id, asked).await?);
+            desk::run(&args.one.desk, disable, show)
+        }
+        Command::Test(args) => test(args),
+        Command::RotateSecret(args) => rotate(args),
+        Command::Stats(args) => {
+            let id = DestinationId(args.id);
+            let read = async |conn: &mut _, org| Ok(destinations::stats(conn, org, id, None).await?);
+            desk::run(&args.desk, read, stats)
+        }
+    }
+}
+
+fn delete(args: &DeleteArgs) -> ExitCode {
+    let id = DestinationId(args.one.id);
+    let delete = async |conn: &mut _, org| {
+        let name = destinations::one(conn, org, id).await?.name;
+        desk::confirm(&format!("Delete the destination {name:?} with all its deliveries?"), args.yes)?;
+        let mut all = DeletedView { deleted: false, deliveries: 0 };
+        while !all.deleted {
+            let part = destinations::delete(conn, org, id, PATIENCE).await?;
+            all = DeletedView { deleted: part.deleted, deliveries: all.deliveries + part.deliveries };
+        }
+        Ok(all)
+    };
+    desk::run(&args.one.desk, delete, deleted)
+}
+
+fn test(args: &TestArgs) -> ExitCode {
+    let id = DestinationId(args.one.id);
+    let delivered = Cell::new(None);
+    let test = async |conn: &mut _, org| {
+        let ready = Ready::new(&args.outbound)?;
+        let answer = destinations::prepare(conn, org, id, ready.setup()).await?.run().await;
+        delivered.set(Some(answer.delivered));
+        Ok(answer)
+    };
+    let code = desk::run(&args.one.desk, test, tested);
+    if delivered.get() == Some(false) { ExitCode::FAILURE } else { code }
+}
+
+fn rotate(args: &RotateArgs) -> ExitCode {
+    let id = DestinationId(args.one.id);
+    let rotate = async |conn: &mut _, org| {
+        let ready = Ready::new(&args.outbound)?;
+        let mut asked = Rotate { overlap_seconds: args.overlap_seconds.into(), ..Rotate::default() };
+        if let Some(file) = &args.secret_file {
+            let text = String::from_utf8(desk::input(Some(file), MAX_SECRET_BYTES)?);
+            let text = text.map_err(|_| Failure::Input("the secret is not UTF-8".into()))?;
+            asked.signing_secret = Given::Value(text.trim_end_matches(['\r', '\n']).to_owned());
+        }
+        Ok(destinations::rotate(conn, org, id, asked, ready.setup()).await?)
+    };
+    desk::run(&args.one.desk, rotate, rotated)
+}

@@ -1,0 +1,247 @@
+//! Destinations: created, shown, changed and deleted; switched on and off; tried out.
+//!
+//! Secrets go in and never come out: what is shown says that there is one. The exceptions are a secret that
+//! was made here, which is shown in the answer that made it, and nowhere else.
+
+mod changes;
+mod check;
+mod probe;
+mod stats;
+mod switch;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use self::check::{check, refused, seal, signing_secret};
+use super::input::{Faults, shown};
+use super::{Fault, List, Once};
+use crate::clock;
+use crate::model::{Destination, DestinationId, OrgId, RetryPolicy, Secret, Settings};
+use crate::outbound::Network;
+use crate::policy::keyring::KeyRing;
+use crate::store::Connection;
+use crate::store::destinations::{self, Disabled, desk};
+
+pub use self::changes::{Changes, SettingsChanges};
+pub use self::probe::{Probe, TestView, prepare};
+pub use self::stats::{CountView, CountsView, LatencyView, StatsView, stats};
+pub use self::switch::{
+    DEFAULT_OVERLAP_SECONDS, Disable, EnabledView, MissedView, Rotate, RotatedView, disable, enable, rotate,
+};
+pub use self::view::{SettingsView, View};
+
+const FILTER_FIELD: &str = "event_filter";
+/// How often an update is tried that somebody else's comes in between.
+const TRIES: usize = 3;
+/// Deliveries that one statement deletes: some hundred milliseconds.
+const DELETED_AT_ONCE: i64 = 5_000;
+
+/// What destinations are checked against and their secrets are encrypted with.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// The keys: with one, secrets are stored encrypted.
+    pub keys: &'a KeyRing,
+    /// Where requests may go.
+    pub network: &'a Arc<Network>,
+}
+
+/// A destination that was created.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = CreatedDestination)]
+pub struct CreatedView {
+    /// The destination.
+    #[serde(flatten)]
+    pub destination: View,
+    /// The secret that was made for it, shown this once; null where it was given, or is none.
+    #[schema(value_type = Option<String>)]
+    pub signing_secret: Option<Once>,
+}
+
+/// How far a deletion has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Deleted)]
+pub struct DeletedView {
+    /// Whether the destination is gone. Otherwise it is disabled, and asking again goes on.
+    pub deleted: bool,
+    /// Its deliveries that were deleted.
+    pub deliveries: u64,
+}
+
+/// Which destinations to list, as it was asked.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Query {
+    /// Rows of the page.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
+    pub limit: Option<String>,
+    /// Where it starts.
+    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
+    pub cursor: Option<String>,
+}
+
+/// Creates a destination of `org`.
+///
+/// # Errors
+/// [`Fault::Invalid`] names everything that is wrong; [`Fault::Conflict`] where the name is taken;
+/// [`Fault::NotFound`] where there is no such organization; [`Fault::Store`].
+pub async fn create(
+    db: &mut Connection,
+    org: OrgId,
+    changes: Changes,
+    setup: Setup<'_>,
+) -> Result<CreatedView, Fault> {
+    let mut faults = Faults::default();
+    let mut new = blank(org);
+    let made = changes.signing_secret.is_absent().then(signing_secret);
+    new.destination.signing_secret.clone_from(&made);
+    for (field, given) in [("name", &changes.name), ("url", &changes.url)] {
+        if given.is_nothing() {
+            faults.add(field, "is missing");
+        }
+    }
+    let mut touched = changes.apply(&mut new, &mut faults);
+    touched.signing_secret |= made.is_some();
+    check(db, &new, None, touched, setup, &mut faults).await?;
+    seal(&mut new.destination, touched, setup.keys, &mut faults);
+    faults.check(())?;
+    let with_settings = new.destination.settings != Settings::default();
+    let (id, name) = (new.destination.id, new.name.clone());
+    desk::insert(db, &new, with_settings).await.map_err(|error| refused(org, &name, error))?;
+    Ok(CreatedView { destination: one(db, org, id).await?, signing_secret: made.map(Once) })
+}
+
+/// A page of the destinations of `org`, the newest first.
+///
+/// # Errors
+/// [`Fault::Invalid`], [`Fault::Store`].
+pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List<View>, Fault> {
+    let mut faults = Faults::default();
+    let limit = faults.limit(query.limit.as_deref());
+    let cursor = faults.cursor(query.cursor.as_deref());
+    let (limit, cursor) = faults.check((limit, cursor))?;
+    Ok(shown(desk::list(db, org, cursor, limit).await?, View::of))
+}
+
+/// One destination of `org`.
+///
+/// # Errors
+/// [`Fault::NotFound`], [`Fault::Store`].
+pub async fn one(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<View, Fault> {
+    Ok(View::of(written(db, org, id).await?))
+}
+
+/// Changes a destination of `org`. With `expected`, only if its `version` is still that one. What was wrong
+/// with it before, and is not touched, is not held against the change.
+///
+/// # Errors
+/// As [`create`]; [`Fault::Stale`] where it is of another version; [`Fault::Conflict`] also where it is being
+/// changed by others all the time, or has a secret whose key is missing.
+pub async fn update(
+    db: &mut Connection,
+    org: OrgId,
+    id: DestinationId,
+    changes: Changes,
+    expected: Option<&str>,
+    setup: Setup<'_>,
+) -> Result<View, Fault> {
+    for _ in 0..TRIES {
+        let before = written(db, org, id).await?;
+        if expected.is_some_and(|expected| expected != view::version(&before)) {
+            return Err(Fault::Stale);
+        }
+        let mut faults = Faults::default();
+        let mut after = before.clone();
+        for (field, given) in [("name", &changes.name), ("url", &changes.url)] {
+            if given.is_null() {
+                faults.add(field, "must not be null");
+            }
+        }
+        let touched = changes.clone().apply(&mut after, &mut faults);
+        check(db, &after, Some(&before), touched, setup, &mut faults).await?;
+        seal(&mut after.destination, touched, setup.keys, &mut faults);
+        faults.check(())?;
+        let done = desk::update(db, &after, touched.settings).await;
+        if done.map_err(|error| refused(org, &after.name, error))? {
+            return one(db, org, id).await;
+        }
+        if expected.is_some() {
+            return Err(Fault::Stale);
+        }
+    }
+    Err(Fault::Conflict(format!("the destination {id} is being changed by somebody else: try again")))
+}
+
+/// Deletes a destination of `org` and its deliveries; its events stay. It is disabled at once. Where there
+/// are so many deliveries that it takes longer than `patience`, it has to be asked again.
+///
+/// # Errors
+/// [`Fault::NotFound`]; [`Fault::Conflict`] while somebody else has locked it; [`Fault::Store`].
+pub async fn delete(
+    db: &mut Connection,
+    org: OrgId,
+    id: DestinationId,
+    patience: Duration,
+) -> Result<DeletedView, Fault> {
+    let until = clock::now() + patience;
+    written(db, org, id).await?;
+    if destinations::disable(&mut *db, id, "it is being deleted").await? == Disabled::Locked {
+        return Err(locked(id));
+    }
+    let mut deliveries = 0;
+    loop {
+        let deleted = desk::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
+        deliveries += deleted;
+        if deleted < DELETED_AT_ONCE as u64 {
+            desk::delete(db, org, id).await?;
+            return Ok(DeletedView { deleted: true, deliveries });
+        }
+        if clock::now() >= until {
+            return Ok(DeletedView { deleted: false, deliveries });
+        }
+    }
+}
+
+async fn written(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<desk::Written, Fault> {
+    desk::get(db, org, id).await?.ok_or_else(|| unknown(id))
+}
+
+/// A destination with its defaults.
+fn blank(org: OrgId) -> desk::Written {
+    desk::Written {
+        destination: Destination {
+            id: DestinationId(Uuid::new_v4()),
+            org,
+            url: String::new(),
+            auth_type: "none".into(),
+            auth_config: Secret::new("{}"),
+            batch_size: 1,
+            timeout: Duration::from_millis(5_000),
+            retry: RetryPolicy { max: 3, backoff: Duration::from_millis(1_000) },
+            signing_secret: None,
+            settings: Settings::default(),
+        },
+        name: String::new(),
+        event_types: Vec::new(),
+        event_filter: "{}".into(),
+        enabled: true,
+        created_at: Default::default(),
+        updated_at: Default::default(),
+        version: 0,
+        disabled_at: None,
+        disabled_reason: None,
+    }
+}
+
+fn unknown(id: DestinationId) -> Fault {
+    Fault::NotFound(format!("destination {id}"))
+}
+
+fn locked(id: DestinationId) -> Fault {
+    Fault::Conflict(format!("somebody else has locked the destination {id}: try again"))
+}

@@ -1,0 +1,392 @@
+//! Destinations as people manage them: the rows as they are written, with their secrets as they are stored.
+//!
+//! Each function is one statement, so nothing is ever half done.
+
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Postgres, Row};
+use uuid::Uuid;
+
+use super::read_destination;
+use crate::model::{DbTime, Destination, DestinationId, OrgId, Secret};
+use crate::store::page::{Page, Position};
+use crate::store::{StoreError, in_time};
+
+/// A row of `webhook_destinations` with its settings, as it is written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What the dispatcher needs of it.
+    pub destination: Destination,
+    /// Its name, of which its organization has one.
+    pub name: String,
+    /// Types of events that it wants; empty: all.
+    pub event_types: Vec<String>,
+    /// JSON text of the filter; `{}` wants everything.
+    pub event_filter: String,
+    /// Whether events are queued and sent.
+    pub enabled: bool,
+    /// When it was created.
+    pub created_at: DbTime,
+    /// When it was last written.
+    pub updated_at: DbTime,
+    /// Changes whenever the row or its settings change.
+    pub version: i64,
+    /// When it was disabled, if that is known.
+    pub disabled_at: Option<DbTime>,
+    /// And why.
+    pub disabled_reason: Option<String>,
+}
+
+macro_rules! select {
+    ($condition:literal) => {
+        concat!(
+            "SELECT ",
+            columns!(),
+            ", w.name, w.event_types, coalesce(w.event_filter, '{}')::text AS event_filter, w.enabled,
+                w.created_at, w.updated_at, t.disabled_at, t.disabled_reason, ",
+            version!(),
+            " AS version
+            FROM public.webhook_destinations w
+            LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+            LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
+            WHERE w.org_id = $1 AND ",
+            $condition
+        )
+    };
+}
+
+const GET: &str = select!("w.id = $2");
+
+/// A destination of `org`; `None`: it has no such destination.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn get(
+    db: &mut PgConnection,
+    org: OrgId,
+    id: DestinationId,
+) -> Result<Option<Written>, StoreError> {
+    let row = in_time(sqlx::query(AssertSqlSafe(GET)).bind(org.0).bind(id.0).fetch_optional(db)).await?;
+    Ok(row.as_ref().map(read).transpose()?)
+}
+
+const LIST: &str = select!(
+    "(w.created_at, w.id) < ($2::timestamp, $3::uuid) ORDER BY w.created_at DESC, w.id DESC LIMIT $4"
+);
+
+/// The destinations of `org`, the newest first.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn list(
+    db: &mut PgConnection,
+    org: OrgId,
+    before: Option<Position>,
+    limit: u32,
+) -> Result<Page<Written>, StoreError> {
+    let before = Position::before(before, None);
+    let query = sqlx::query(AssertSqlSafe(LIST)).bind(org.0).bind(before.at).bind(before.id);
+    let rows = in_time(query.bind(i64::from(limit) + 1).fetch_all(db)).await?;
+    let items = rows.iter().map(read).collect::<Result<Vec<Written>, _>>()?;
+    Ok(Page::cut(items, limit, |one| Position { at: one.created_at, id: one.destination.id.0 }))
+}
+
+fn read(row: &PgRow) -> Result<Written, sqlx::Error> {
+    let event_types: Option<Vec<Option<String>>> = row.try_get("event_types")?;
+    Ok(Written {
+        destination: read_destination(row)?,
+        name: row.try_get("name")?,
+        event_types: event_types.unwrap_or_default().into_iter().flatten().collect(),
+        event_filter: row.try_get("event_filter")?,
+        enabled: row.try_get("enabled")?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+        version: row.try_get("version")?,
+        disabled_at: row.try_get("disabled_at")?,
+        disabled_reason: row.try_get("disabled_reason")?,
+    })
+}
+
+/// The columns of the settings that people set, $16 to $30 in both statements.
+macro_rules! settings {
+    () => {
+        "destination_id, payload_format, format_options, rate_limit_per_second, rate_limit_burst,
+         max_in_flight, ordered, batch_wait_ms, max_age_seconds, extra_headers, signature_scheme,
+         signature_header, gzip, tls_client_cert, tls_client_key, tls_ca"
+    };
+}
+
+macro_rules! set_settings {
+    ($table:literal) => {
+        concat!(
+            "INSERT INTO public.posthaste_destination_settings (",
+            settings!(),
+            ")
+             SELECT id, $16, $17::jsonb, $18, $19, $20, $21, $22, $23, $24::jsonb, $25, $26, $27, $28, $29,
+                $30
+             FROM ",
+            $table,
+            " WHERE $15::boolean"
+        )
+    };
+}
+
+const INSERT: &str = concat!(
+    "WITH created AS (
+        INSERT INTO public.webhook_destinations (org_id, id, name, url, auth_type, auth_config, event_types,
+            event_filter, enabled, batch_size, timeout_ms, retry_max, retry_backoff_ms, signing_secret,
+            created_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8::jsonb, $9, $10, $11, $12, $13, $14,
+            timezone('UTC', clock_timestamp()), timezone('UTC', clock_timestamp()))
+        RETURNING id
+    ),
+    settings AS (",
+    set_settings!("created"),
+    ")
+    SELECT id FROM created"
+);
+
+/// Writes a new destination; its settings only if `with_settings`.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn insert(db: &mut PgConnection, new: &Written, with_settings: bool) -> Result<(), StoreError> {
+    in_time(bind(INSERT, new, with_settings).fetch_one(db)).await?;
+    Ok(())
+}
+
+/// The row is locked and looked at again before anything is written. What is written is written to both
+/// tables under that lock, so its version tells about both.
+const UPDATE: &str = concat!(
+    "WITH held AS MATERIALIZED (
+        SELECT w.id FROM public.webhook_destinations w
+        LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+        WHERE w.org_id = $1 AND w.id = $2 AND ",
+    version!(),
+    " = $31
+        FOR NO KEY UPDATE OF w
+    ),
+    updated AS (
+        UPDATE public.webhook_destinations w SET name = $3, url = $4, auth_type = $5,
+            auth_config = $6::jsonb, event_types = $7, event_filter = $8::jsonb, enabled = $9,
+            batch_size = $10, timeout_ms = $11, retry_max = $12, retry_backoff_ms = $13,
+            signing_secret = $14, updated_at = timezone('UTC', clock_timestamp())
+        FROM held WHERE w.id = held.id RETURNING w.id
+    ),
+    settings AS (",
+    set_settings!("updated"),
+    "
+        ON CONFLICT (destination_id) DO UPDATE SET payload_format = excluded.payload_format,
+            format_options = excluded.format_options,
+            rate_limit_per_second = excluded.rate_limit_per_second,
+            rate_limit_burst = excluded.rate_limit_burst, max_in_flight = excluded.max_in_flight,
+            ordered = excluded.ordered, batch_wait_ms = excluded.batch_wait_ms,
+            max_age_seconds = excluded.max_age_seconds, extra_headers = excluded.extra_headers,
+            signature_scheme = excluded.signature_scheme, signature_header = excluded.signature_header,
+            gzip = excluded.gzip, tls_client_cert = excluded.tls_client_cert,
+            tls_client_key = excluded.tls_client_key, tls_ca = excluded.tls_ca
+    )
+    SELECT id FROM updated"
+);
+
+/// Writes a destination that is still of this version; its settings only if `with_settings`. False: it is
+/// gone, or was changed by somebody else.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn update(
+    db: &mut PgConnection,
+    written: &Written,
+    with_settings: bool,
+) -> Result<bool, StoreError> {
+    let query = bind(UPDATE, written, with_settings).bind(written.version);
+    Ok(in_time(query.fetch_optional(db)).await?.is_some())
+}
+
+/// Binds $1 to $30.
+fn bind<'q>(
+    sql: &'static str,
+    written: &'q Written,
+    with_settings: bool,
+) -> Query<'q, Postgres, PgArguments> {
+    let Written { destination, name, event_types, event_filter, enabled, .. } = written;
+    let settings = &destination.settings;
+    let number = |number: Option<u32>| number.map(u32::cast_signed);
+    let millis = |duration: std::time::Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
+    let seconds = |duration: std::time::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(destination.org.0)
+        .bind(destination.id.0)
+        .bind(name)
+        .bind(&destination.url)
+        .bind(&destination.auth_type)
+        .bind(destination.auth_config.reveal())
+        .bind(event_types)
+        .bind(event_filter)
+        .bind(enabled)
+        .bind(destination.batch_size.cast_signed())
+        .bind(millis(destination.timeout))
+        .bind(destination.retry.max.cast_signed())
+        .bind(millis(destination.retry.backoff))
+        .bind(destination.signing_secret.as_ref().map(Secret::reveal))
+        .bind(with_settings)
+        .bind(&settings.payload_format)
+        .bind(&settings.format_options)
+        .bind(settings.rate_limit_per_second)
+        .bind(number(settings.rate_limit_burst))
+        .bind(number(settings.max_in_flight))
+        .bind(settings.ordered)
+        .bind(millis(settings.batch_wait))
+        .bind(settings.max_age.map(seconds))
+        .bind(settings.extra_headers.reveal())
+        .bind(&settings.signature_scheme)
+        .bind(&settings.signature_header)
+        .bind(settings.gzip)
+        .bind(&settings.tls_client_cert)
+        .bind(settings.tls_client_key.as_ref().map(Secret::reveal))
+        .bind(&settings.tls_ca)
+}
+
+const FILTER_FAULT: &str = "SELECT public.posthaste_filter_fault($1::jsonb)";
+
+/// What is wrong with a filter, JSON text, if anything is.
+///
+/// # Errors
+/// Whatever the database says; where it cannot read the text as `jsonb`, that is about data.
+pub async fn filter_fault(db: &mut PgConnection, filter: &str) -> Result<Option<String>, StoreError> {
+    in_time(sqlx::query_scalar(FILTER_FAULT).bind(filter).fetch_one(db)).await
+}
+
+const DELETE_DELIVERIES: &str = "
+    DELETE FROM public.webhook_deliveries WHERE id = ANY (ARRAY(
+        SELECT id FROM public.webhook_deliveries WHERE destination_id = $1 LIMIT $2))";
+
+/// Deletes up to `most` deliveries to a destination; how many.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn delete_deliveries(
+    db: &mut PgConnection,
+    id: DestinationId,
+    most: i64,
+) -> Result<u64, StoreError> {
+    let query = sqlx::query(DELETE_DELIVERIES).bind(id.0).bind(most);
+    Ok(in_time(query.execute(db)).await?.rows_affected())
+}
+
+const DELETE: &str = "DELETE FROM public.webhook_destinations WHERE org_id = $1 AND id = $2";
+
+/// Deletes a destination with everything that refers to it; false: `org` has no such destination.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn delete(db: &mut PgConnection, org: OrgId, id: DestinationId) -> Result<bool, StoreError> {
+    Ok(in_time(sqlx::query(DELETE).bind(org.0).bind(id.0).execute(db)).await?.rows_affected() > 0)
+}
+
+/// What is known about a destination when it is enabled.
+#[derive(Clone, Copy, Debug)]
+pub struct Enabled {
+    /// Whether it was enabled already.
+    pub before: bool,
+    /// Events from then on were not queued for it.
+    pub since: DbTime,
+    /// The moment.
+    pub now: DbTime,
+}
+
+/// Who disabled it by SQL left no time: then nothing was missed before its newest delivery. An event may be
+/// committed a while after its own time, so the missed ones begin a minute earlier; but not before the
+/// destination itself, nor before what retention has deleted, which would be sent again.
+const ENABLE: &str = "
+    WITH found AS MATERIALIZED (
+        SELECT w.id, w.enabled, w.created_at FROM public.webhook_destinations w
+        WHERE w.org_id = $1 AND w.id = $2 FOR NO KEY UPDATE
+    ),
+    known AS MATERIALIZED (
+        SELECT f.id, f.enabled, greatest(f.created_at, r.pruned_until, coalesce(t.disabled_at, (
+            SELECT max(n.created_at) FROM unnest(ARRAY['open', 'delivered', 'failed', 'dead']) q (stream)
+            CROSS JOIN LATERAL (
+                (SELECT d.created_at FROM public.webhook_deliveries d
+                 WHERE q.stream = 'open' AND d.destination_id = f.id AND d.status IN ('pending', 'failed')
+                 ORDER BY d.created_at DESC, d.id DESC LIMIT 1)
+                UNION ALL
+                (SELECT d.created_at FROM public.webhook_deliveries d
+                 WHERE q.stream <> 'open' AND d.destination_id = f.id AND d.status = q.stream
+                   AND d.status IN ('delivered', 'failed', 'dead')
+                 ORDER BY d.created_at DESC, d.id DESC LIMIT 1)
+            ) n)) - interval '1 minute') AS since
+        FROM found f LEFT JOIN public.posthaste_destination_state t ON t.destination_id = f.id
+        LEFT JOIN public.posthaste_retention r ON r.destination_id = f.id
+    ),
+    enabled AS (
+        UPDATE public.webhook_destinations w
+        SET enabled = true, updated_at = timezone('UTC', clock_timestamp())
+        FROM known k WHERE w.id = k.id AND NOT k.enabled
+    )
+    SELECT k.enabled, k.since, timezone('UTC', clock_timestamp()) FROM known k";
+
+/// Enables a destination; a trigger forgets why it was disabled. `None`: `org` has no such destination.
+///
+/// # Errors
+/// Whatever the database says; enabling again changes nothing.
+pub async fn enable(
+    db: &mut PgConnection,
+    org: OrgId,
+    id: DestinationId,
+) -> Result<Option<Enabled>, StoreError> {
+    let query = sqlx::query_as(ENABLE).bind(org.0).bind(id.0);
+    let row: Option<(bool, DbTime, DbTime)> = in_time(query.fetch_optional(db)).await?;
+    Ok(row.map(|(before, since, now)| Enabled { before, since, now }))
+}
+
+const ROTATE: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT w.id, nullif(w.signing_secret, '') AS secret FROM public.webhook_destinations w
+        WHERE w.org_id = $1 AND w.id = $2 FOR NO KEY UPDATE
+    ),
+    rotated AS (
+        UPDATE public.webhook_destinations w
+        SET signing_secret = $3, updated_at = timezone('UTC', clock_timestamp())
+        FROM old o WHERE w.id = o.id RETURNING o.id, o.secret
+    ),
+    previous AS (
+        INSERT INTO public.posthaste_destination_settings AS s
+            (destination_id, previous_signing_secret, previous_secret_expires_at)
+        SELECT r.id, CASE WHEN $4 > 0 THEN r.secret END, CASE WHEN $4 > 0 AND r.secret IS NOT NULL
+            THEN timezone('UTC', clock_timestamp()) + $4 * interval '1 s' END
+        FROM rotated r
+        ON CONFLICT (destination_id) DO UPDATE SET previous_signing_secret = excluded.previous_signing_secret,
+            previous_secret_expires_at = excluded.previous_secret_expires_at
+    )
+    SELECT id FROM rotated";
+
+/// Puts `secret` in the place of the signing secret, which signs for `overlap_seconds` more beside it. False:
+/// `org` has no such destination.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn rotate(
+    db: &mut PgConnection,
+    org: OrgId,
+    id: DestinationId,
+    secret: &Secret,
+    overlap_seconds: i64,
+) -> Result<bool, StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(ROTATE)
+        .bind(org.0)
+        .bind(id.0)
+        .bind(secret.reveal())
+        .bind(overlap_seconds as f64);
+    Ok(in_time(query.fetch_optional(db)).await?.is_some())
+}
+
+const CLOCK: &str = "SELECT timezone('UTC', clock_timestamp())";
+
+/// The database's clock.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn clock(db: &mut PgConnection) -> Result<DbTime, StoreError> {
+    in_time(sqlx::query_scalar(CLOCK).fetch_one(db)).await
+}

@@ -1,0 +1,97 @@
+//! What a delivery costs, in units that do not depend on the machine: statements, rows read, rows written.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Db, Posthaste, Receiver, check_invariants, eventually};
+
+const DESTINATIONS: i64 = 10;
+const EACH: i64 = 1_000;
+
+/// The value of a sample without labels on the page of metrics.
+async fn metric(posthaste: &Posthaste, name: &str) -> i64 {
+    let (status, page) = posthaste.get("/metrics").await.unwrap();
+    assert_eq!(status, 200);
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{page}")).parse().unwrap()
+}
+
+/// Statements that claimed, and statements that recorded.
+async fn statements(posthaste: &Posthaste) -> [i64; 2] {
+    [
+        metric(posthaste, "posthaste_claim_duration_seconds_count").await,
+        metric(posthaste, "posthaste_record_duration_seconds_count").await,
+    ]
+}
+
+/// One of PostgreSQL's counters of `webhook_deliveries`; sessions that have ended have told all of theirs.
+async fn counter(db: &Db, column: &str) -> i64 {
+    let of = "relid = 'public.webhook_deliveries'::regclass";
+    db.number(&format!("SELECT {column} FROM pg_stat_user_tables WHERE {of}")).await
+}
+
+#[tokio::test]
+async fn a_backlog_costs_few_statements_and_each_row_is_written_twice() {
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    for _ in 0..DESTINATIONS {
+        let org = db.org().await;
+        db.destination(org, receiver.url("/")).insert().await;
+        db.events(org, EACH as usize).await;
+    }
+    let all = DESTINATIONS * EACH;
+    assert_eq!(db.deliveries("status = 'pending'").await, all);
+    db.execute("VACUUM (ANALYZE)").await;
+    eventually("the counters know of the deliveries", async || counter(&db, "n_tup_ins").await == all).await;
+    let (updated, hot) = (counter(&db, "n_tup_upd").await, counter(&db, "n_tup_hot_upd").await);
+
+    // Polls would look from the beginning, and so would a test that asks the database how far it is.
+    let mut posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
+    eventually("all have arrived", async || receiver.count() as i64 == all).await;
+    db.settled().await;
+    let [claims, records] = statements(&posthaste).await;
+    assert!(posthaste.terminate().await.success());
+    assert_eq!(receiver.count() as i64, all);
+
+    // A claim brings at least half of what a destination holds ready, and often serves several of them.
+    assert!(claims <= all / 16, "{claims} statements claimed {all} deliveries");
+    // What ends while a statement is under way is written by the next one.
+    assert!(records <= all / 8, "{records} statements wrote {all} results");
+    // One update leases and one records, and the first touches no index.
+    let updated = counter(&db, "n_tup_upd").await - updated;
+    assert!(updated <= all * 21 / 10, "{updated} updates of {all} deliveries");
+    let hot = counter(&db, "n_tup_hot_upd").await - hot;
+    assert!(hot >= all * 9 / 10, "{hot} HOT updates of {all} deliveries");
+    // Each claim goes on where the last one ended.
+    let found =
+        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'posthaste_deliveries_due'";
+    let found = db.number(found).await;
+    assert!(found <= all * 6, "{found} entries of the index were read for {all} deliveries");
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
+async fn a_single_event_costs_one_statement_that_claims_and_one_that_records() {
+    const EVENTS: i64 = 50;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).insert().await;
+    // Polls would look as well.
+    let posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
+    db.events(org, 1).await;
+    db.settled().await;
+    let before = statements(&posthaste).await;
+    for _ in 0..EVENTS {
+        db.events(org, 1).await;
+        db.settled().await;
+    }
+    let after = statements(&posthaste).await;
+    for (what, before, after) in [("claimed", before[0], after[0]), ("recorded", before[1], after[1])] {
+        // One more for what was under way when they were counted first.
+        let statements = after - before;
+        assert!(statements <= EVENTS + 1, "{statements} statements {what} {EVENTS} events");
+    }
+    check_invariants(&db, &[&receiver]).await;
+}
