@@ -157,15 +157,15 @@ struct Since {
 }
 
 impl Since {
+    /// Whether there is nothing to be asked any more.
+    fn is_settled(&self) -> bool {
+        self.alone || clock::now() >= self.at + LEASE
+    }
+
     /// How long until it may be said that no other process lives; none where that is clear.
     fn undecided_for(&self) -> Option<Duration> {
         let unseen = self.unseen.filter(|_| !self.is_settled())?;
         Some(UNSEEN.saturating_sub(clock::now().saturating_duration_since(unseen)))
-    }
-
-    /// Whether there is nothing to be asked any more.
-    fn is_settled(&self) -> bool {
-        self.alone || clock::now() >= self.at + LEASE
     }
 
     /// Leases from before this moment are void.
