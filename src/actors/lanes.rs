@@ -164,7 +164,7 @@ impl Since {
 
     /// How long until it may be said that no other process lives; none where that is clear.
     fn undecided_for(&self) -> Option<Duration> {
-        let unseen = self.unseen.filter(|_| !self.alone)?;
+        let unseen = self.unseen.filter(|_| !self.is_settled())?;
         Some(UNSEEN.saturating_sub(clock::now().saturating_duration_since(unseen)))
     }
 
