@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix_http::Version;
 use actix_http::error::PayloadError;
-use actix_http::header;
+use actix_http::header::{self, HeaderValue};
 use awc::ClientResponse;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
@@ -17,12 +17,37 @@ pub const KEPT_BODY_BYTES: usize = 4 * 1024;
 /// Bytes of a response body that are read. Reading on, rather than hanging up after the kept ones, keeps the
 /// connection usable; beyond this, a new connection is cheaper.
 pub const READ_BODY_BYTES: usize = 64 * 1024;
+/// Bytes of the shortest secret that is looked for in answers.
+const LEAST_SECRET_BYTES: usize = 6;
 /// Bytes of `Retry-After` that are looked at: a date has 29.
 const RETRY_AFTER_BYTES: usize = 64;
 
 /// The message of an attempt that ran out of time.
 pub(super) fn timed_out(timeout: Duration) -> String {
     format!("timed out after {} ms", timeout.as_millis())
+}
+
+/// What a header with a secret proves, without the name of its scheme. Short ones are no secrets, and would be
+/// found everywhere.
+pub(super) fn credential(value: &HeaderValue) -> Option<String> {
+    let text = value.to_str().ok()?;
+    let text = ["Bearer ", "Basic "].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    (text.len() >= LEAST_SECRET_BYTES).then(|| text.to_owned())
+}
+
+/// `answer` without `secrets`: a receiver may repeat what it was sent, and whoever may read answers need not
+/// know it.
+pub(super) fn without<'s>(mut answer: Answer, secrets: impl Iterator<Item = &'s String>) -> Answer {
+    if let Answer::Response { body, .. } = &mut answer
+        && !body.is_empty()
+    {
+        for secret in secrets {
+            if body.contains(secret.as_str()) {
+                *body = body.replace(secret.as_str(), "***");
+            }
+        }
+    }
+    answer
 }
 
 /// What was read of a body.

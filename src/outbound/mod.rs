@@ -73,6 +73,8 @@ pub struct Request<'a> {
 /// nothing was sent for a while.
 pub struct Sender {
     target: Target,
+    /// What requests carry and no answer may show.
+    secrets: Vec<String>,
     pool: Rc<Pool>,
     tokens: Option<Tokens>,
 }
@@ -81,11 +83,13 @@ impl Sender {
     /// A sender for `target`. Costs no connection yet.
     pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
         let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
+        let secrets = target.headers.iter().filter(|(_, value)| value.is_sensitive());
+        let secrets = secrets.filter_map(|(_, value)| answer::credential(value)).collect();
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
         let grant = target.grant.take();
         let tokens = grant.map(|grant| Tokens::new(*grant, network, target.timeout));
-        Sender { target, pool, tokens }
+        Sender { target, secrets, pool, tokens }
     }
 
     /// The target it was made of.
@@ -146,7 +150,9 @@ impl Sender {
             let status = head.status().as_u16();
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
         }
-        answer::read(head, deadline, self.target.timeout).await
+        let answer = answer::read(head, deadline, self.target.timeout).await;
+        let token = token.and_then(|token| answer::credential(&token.header));
+        answer::without(answer, self.secrets.iter().chain(&token))
     }
 
     async fn send(

@@ -170,6 +170,45 @@ async fn a_test_is_a_real_signed_request_under_the_rules_of_all_requests() {
 }
 
 #[tokio::test]
+async fn what_a_receiver_repeats_of_a_credential_is_not_shown() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let receiver = Receiver::scripted(|request| {
+        let all: Vec<String> =
+            request.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        Reply::body(422, all.join(" "))
+    });
+    let api = Api::on(&db).await;
+    for (name, auth_type, auth_config, secret) in [
+        ("bearer", "bearer", json!({"token": "a-bearer-token"}), "a-bearer-token"),
+        (
+            "header",
+            "header",
+            json!({"header_name": "x-key", "header_value": "a key of ours"}),
+            "a key of ours",
+        ),
+        ("basic", "basic", json!({"username": "me", "password": "a-password"}), "bWU6YS1wYXNzd29yZA=="),
+    ] {
+        let new = json!({"name": name, "url": receiver.url("/"), "auth_type": auth_type,
+            "auth_config": auth_config, "retry_max": 0,
+            "settings": {"extra_headers": {"x-extra": "a-header-value"}}});
+        let id = api.post(org, "/destinations", &new).await.success(201)["id"].as_str().unwrap().to_owned();
+        let done = api.post(org, &format!("/destinations/{id}/test"), &Value::Null).await.success(200);
+        let shown = done["response_body"].as_str().unwrap();
+        assert!(shown.contains("user-agent=") && shown.contains("***"), "{shown}");
+        assert!(!shown.contains(secret) && !shown.contains("a-header-value"), "{shown}");
+    }
+    // Nor is it stored.
+    db.events(org, 1).await;
+    db.settled().await;
+    for text in ["a-bearer-token", "a key of ours", "bWU6YS1wYXNzd29yZA==", "a-header-value"] {
+        assert_eq!(db.deliveries(&format!("response_body LIKE '%{text}%'")).await, 0, "{text}");
+    }
+    assert_eq!(db.deliveries("response_body LIKE '%***%'").await, 3);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn enabling_says_what_was_missed_and_a_backfill_from_then_on_delivers_it() {
     let db = Db::new().await;
     let org = db.org().await;

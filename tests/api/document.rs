@@ -80,7 +80,8 @@ fn configuration(org: &str, ids: &[(&str, String)]) -> String {
     }
     // 412: whether somebody else was first is looked at before the body is.
     text += "[checks.negative_data_rejection]\n";
-    text += "expected-statuses = [\"400\", \"401\", \"403\", \"404\", \"405\", \"409\", \"412\", \"413\", \"415\"]\n";
+    text += "expected-statuses = [\"400\", \"401\", \"403\", \"404\", \"405\", \"409\", \"412\", \"413\", ";
+    text += "\"415\"]\n";
     // That a range must not end before it begins, or that an employee must exist, no schema can say.
     text + "[checks.positive_data_acceptance]\nenabled = false\n"
 }
@@ -91,13 +92,13 @@ fn hooks(url: &str) -> String {
         r#"import schemathesis
 
 @schemathesis.hook
-def map_body(context, body):
+def before_call(context, case, kwargs):
+    body = case.body
     if isinstance(body, dict):
         if isinstance(body.get("url"), str) and body["url"].startswith("http"):
             body["url"] = "{url}"
         if isinstance(body.get("auth_config"), dict) and "token_url" in body["auth_config"]:
             body["auth_config"]["token_url"] = "{url}"
-    return body
 "#
     )
 }

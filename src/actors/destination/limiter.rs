@@ -63,7 +63,7 @@ mod tests {
         for (rate, burst, at_once) in [
             (1e-300, None, 1),
             (1e-19, None, 1),
-            (1e-6, Some(u32::MAX), 3_000),
+            (1e-6, Some(u32::MAX), 3_153),
             (0.001, Some(5), 5),
             (100.0, None, 10),
             (1e9, Some(1), 1),

@@ -14,8 +14,8 @@ use crate::store::StoreError;
 /// Media type of a problem document.
 pub(super) const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Why a request was not carried out (RFC 9457). Nothing was done; after a 503 that is not certain, and what has
-/// an id can be repeated.
+/// Why a request was not carried out (RFC 9457). Nothing was done; after a 503 that is not certain, and what
+/// has an id can be repeated.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
     /// Always `about:blank`: the status says what kind of problem it is.
