@@ -82,7 +82,8 @@
 //!   20,800/s before, 22,000 to 22,500/s after, PostgreSQL 62 before and 55 us after for each delivery. With
 //!   100 and 1,000 destinations the difference was less than the noise. The table is larger by 44 %.
 //! - A due time of its own for each delivery of one INSERT, so that a claim goes on where the last one ended:
-//!   4.3 entries of the index were read for each delivery before, 3.3 after; its speed was not measured apart.
+//!   4.3 entries of the index were read for each delivery before, 3.3 after; its speed was not measured
+//!   apart.
 
 mod backlog;
 mod bloat;

@@ -27,8 +27,8 @@ pub(super) fn timed_out(timeout: Duration) -> String {
     format!("timed out after {} ms", timeout.as_millis())
 }
 
-/// What a header with a secret proves, without the name of its scheme. Short ones are no secrets, and would be
-/// found everywhere.
+/// What a header with a secret proves, without the name of its scheme. Short ones are no secrets, and would
+/// be found everywhere.
 pub(super) fn credential(value: &HeaderValue) -> Option<String> {
     let text = value.to_str().ok()?;
     let text = ["Bearer ", "Basic "].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);

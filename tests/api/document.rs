@@ -83,7 +83,9 @@ fn configuration(org: &str, ids: &[(&str, String)]) -> String {
     text += "expected-statuses = [\"400\", \"401\", \"403\", \"404\", \"405\", \"409\", \"412\", \"413\", ";
     text += "\"415\"]\n";
     // That a range must not end before it begins, or that an employee must exist, no schema can say.
-    text + "[checks.positive_data_acceptance]\nenabled = false\n"
+    text += "[checks.positive_data_acceptance]\nenabled = false\n";
+    // Requests go to the things above, also right after it has created others and deleted these.
+    text + "[checks.ensure_resource_availability]\nenabled = false\n"
 }
 
 /// Whatever destinations are created, nothing is to be sent anywhere but to this receiver.
