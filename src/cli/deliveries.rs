@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs, Patience};
+use super::desk::{self, DeskArgs, PageArgs, Patience};
 use crate::manage::List;
 use crate::manage::deliveries::{self, DetailView, Query, RetriedView, View};
 use crate::manage::jobs::{self, Replay};
@@ -52,12 +52,9 @@ pub struct ListArgs {
     /// Before this time (UTC) [default: now]
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
-    /// Rows at most [default: 50]
-    #[arg(long, value_name = "ROWS")]
-    pub limit: Option<String>,
-    /// Where the page before said to go on
-    #[arg(long)]
-    pub cursor: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `show`.
@@ -160,8 +157,8 @@ fn query(args: &ListArgs) -> Query {
         event_type: args.event_type.clone(),
         from: args.from.clone(),
         to: args.to.clone(),
-        limit: args.limit.clone(),
-        cursor: args.cursor.clone(),
+        limit: args.page.limit.clone(),
+        cursor: args.page.cursor.clone(),
     }
 }
 

@@ -40,6 +40,17 @@ pub struct DeskArgs {
     pub json: bool,
 }
 
+/// Which page of a list.
+#[derive(clap::Args, Debug)]
+pub struct PageArgs {
+    /// Rows at most [default: 50]
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<String>,
+    /// Where the page before said to go on
+    #[arg(long)]
+    pub cursor: Option<String>,
+}
+
 /// Why a command came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub(super) use self::show::once;
 use self::show::{created, deleted, enabled, list, rotated, show, stats, tested};
 use self::write::WriteArgs;
-use super::desk::{self, DeskArgs, Failure};
+use super::desk::{self, DeskArgs, Failure, PageArgs};
 use crate::config::{Outbound, OutboundArgs};
 use crate::manage::destinations::{self, DeletedView, Disable, Query, Rotate, Setup};
 use crate::manage::given::Given;
@@ -67,12 +67,9 @@ pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub desk: DeskArgs,
-    /// Rows at most [default: 50]
-    #[arg(long, value_name = "ROWS")]
-    pub limit: Option<String>,
-    /// Where the page before said to go on
-    #[arg(long)]
-    pub cursor: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `show`, `enable` and `stats`.
@@ -189,7 +186,7 @@ impl Ready {
 pub fn run(args: &Args) -> ExitCode {
     match &args.command {
         Command::List(args) => {
-            let query = Query { limit: args.limit.clone(), cursor: args.cursor.clone() };
+            let query = Query { limit: args.page.limit.clone(), cursor: args.page.cursor.clone() };
             desk::run(&args.desk, async |conn, org| Ok(destinations::list(conn, org, &query).await?), list)
         }
         Command::Show(args) => {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs, Failure};
+use super::desk::{self, DeskArgs, Failure, PageArgs};
 use crate::config::DEFAULT_MAX_EVENT_BYTES;
 use crate::manage::List;
 use crate::manage::events::{self, DetailView, Query, Receipt, View};
@@ -51,12 +51,9 @@ pub struct ListArgs {
     /// Before this time (UTC) [default: now]
     #[arg(long, value_name = "TIME")]
     pub to: Option<String>,
-    /// Rows at most [default: 50]
-    #[arg(long, value_name = "ROWS")]
-    pub limit: Option<String>,
-    /// Where the page before said to go on
-    #[arg(long)]
-    pub cursor: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `show`.
@@ -117,8 +114,8 @@ pub fn run(args: &Args) -> ExitCode {
                 event_type: args.event_type.clone(),
                 from: args.from.clone(),
                 to: args.to.clone(),
-                limit: args.limit.clone(),
-                cursor: args.cursor.clone(),
+                limit: args.page.limit.clone(),
+                cursor: args.page.cursor.clone(),
             };
             desk::run(&args.desk, async |conn, org| Ok(events::list(conn, org, &query).await?), list)
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs};
+use super::desk::{self, DeskArgs, PageArgs};
 use crate::manage::List;
 use crate::manage::jobs::{self, Query, View};
 use crate::model::JobId;
@@ -34,12 +34,9 @@ pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub desk: DeskArgs,
-    /// Rows at most [default: 50]
-    #[arg(long, value_name = "ROWS")]
-    pub limit: Option<String>,
-    /// Where the page before said to go on
-    #[arg(long)]
-    pub cursor: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `show` and `cancel`.
@@ -56,7 +53,7 @@ pub struct OneArgs {
 pub fn run(args: &Args) -> ExitCode {
     match &args.command {
         Command::List(args) => {
-            let query = Query { limit: args.limit.clone(), cursor: args.cursor.clone() };
+            let query = Query { limit: args.page.limit.clone(), cursor: args.page.cursor.clone() };
             desk::run(&args.desk, async |conn, org| Ok(jobs::list(conn, org, &query).await?), list)
         }
         Command::Show(args) => {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, Failure};
+use super::desk::{self, Failure, PageArgs};
 use super::destinations::once;
 use crate::config::DatabaseArgs;
 use crate::manage::List;
@@ -69,12 +69,9 @@ pub struct ListArgs {
     /// Only those of this organization
     #[arg(long, value_name = "UUID")]
     pub org: Option<String>,
-    /// Rows at most [default: 50]
-    #[arg(long, value_name = "ROWS")]
-    pub limit: Option<String>,
-    /// Where the page before said to go on
-    #[arg(long)]
-    pub cursor: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `revoke`.
@@ -102,8 +99,8 @@ pub fn run(args: &Args) -> ExitCode {
             on(&args.keys, async |conn| Ok(keys::create(conn, new).await?), created)
         }
         Command::List(args) => {
-            let (org_id, limit) = (args.org.clone(), args.limit.clone());
-            let query = Query { org_id, limit, cursor: args.cursor.clone() };
+            let (org_id, limit) = (args.org.clone(), args.page.limit.clone());
+            let query = Query { org_id, limit, cursor: args.page.cursor.clone() };
             on(&args.keys, async |conn| Ok(keys::list(conn, &query).await?), list)
         }
         Command::Revoke(args) => {

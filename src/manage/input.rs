@@ -10,7 +10,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_path_to_error::Segment;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{Fault, FieldFault, List};
@@ -38,6 +38,32 @@ const EARLIEST: i64 = -210_866_803_200_000_000;
     example = "2026-01-31T12:00:00Z"
 )]
 pub struct Time(#[allow(dead_code, reason = "only described")] String);
+
+/// Which page of a list, as it was asked, where nothing else can be.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Rows of the page.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
+    pub limit: Option<String>,
+    /// Where it starts.
+    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
+    pub cursor: Option<String>,
+}
+
+impl PageQuery {
+    /// How many rows, and where they start.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`].
+    pub fn read(&self) -> Result<(u32, Option<Position>), Fault> {
+        let mut faults = Faults::default();
+        let limit = faults.limit(self.limit.as_deref());
+        let cursor = faults.cursor(self.cursor.as_deref());
+        faults.check((limit, cursor))
+    }
+}
 
 /// Something with named members. serde would take an array for it as well, member by member.
 pub struct Members<T>(pub T);

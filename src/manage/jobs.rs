@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use super::input::PageQuery as Query;
 use super::input::{Faults, Time, shown};
 use super::{Fault, List};
 use crate::clock;
@@ -216,28 +217,12 @@ pub(super) async fn count(db: &mut Connection, spec: &Spec, until: Instant) -> R
     }
 }
 
-/// Which jobs to list, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Query {
-    /// Rows of the page.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
-    pub limit: Option<String>,
-    /// Where it starts.
-    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
-    pub cursor: Option<String>,
-}
-
 /// A page of the jobs of `org`, the newest first.
 ///
 /// # Errors
 /// [`Fault::Invalid`], [`Fault::Store`].
 pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List<View>, Fault> {
-    let mut faults = Faults::default();
-    let limit = faults.limit(query.limit.as_deref());
-    let cursor = faults.cursor(query.cursor.as_deref());
-    let (limit, cursor) = faults.check((limit, cursor))?;
+    let (limit, cursor) = query.read()?;
     Ok(shown(jobs::list(db, org, cursor, limit).await?, view))
 }
 

@@ -45,36 +45,31 @@ pub(super) async fn tenant(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let named = request.match_info().get("org_id").unwrap_or_default().to_owned();
-    let org = named.parse().map(OrgId);
-    match caller(&state, &request).await? {
+    let named = request.match_info().get("org_id").unwrap_or_default();
+    let not_found = Problem::new(StatusCode::NOT_FOUND, format!("There is no organization {named}."));
+    let org = named.parse().ok().map(OrgId);
+    let org = match caller(&state, &request).await? {
         Some(Caller { org: of, role, key }) => {
             note_use(&state, key);
-            if org.as_ref() != Ok(&of) {
-                return Err(Problem::new(
-                    StatusCode::NOT_FOUND,
-                    format!("There is no organization {named}."),
-                )
-                .into());
+            if org != Some(of) {
+                return Err(not_found.into());
             }
-            if role == Role::Read && !matches!(*request.method(), Method::GET | Method::HEAD) {
+            if role == Role::Read && request.method() != Method::GET {
                 let detail = "This key may only read: use one with the role write.";
                 return Err(Problem::new(StatusCode::FORBIDDEN, detail).into());
             }
+            of
         }
         None => {
-            let org = *org.as_ref().map_err(|_| Problem::invalid("org_id", "must be a UUID"))?;
+            let org = org.ok_or_else(|| Problem::invalid("org_id", "must be a UUID"))?;
             let mut conn = state.acquire().await?;
             if !organizations::exists(&mut conn, org).await.map_err(Problem::from)? {
-                return Err(
-                    Problem::new(StatusCode::NOT_FOUND, format!("There is no organization {org}.")).into()
-                );
+                return Err(not_found.into());
             }
+            org
         }
-    }
-    if let Ok(org) = org {
-        request.extensions_mut().insert(Org(org));
-    }
+    };
+    request.extensions_mut().insert(Org(org));
     next.call(request).await
 }
 

@@ -13,8 +13,8 @@ mod view;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use self::check::{check, refused, seal, signing_secret};
@@ -34,6 +34,7 @@ pub use self::switch::{
     DEFAULT_OVERLAP_SECONDS, Disable, EnabledView, MissedView, Rotate, RotatedView, disable, enable, rotate,
 };
 pub use self::view::{SettingsView, View};
+pub use super::input::PageQuery as Query;
 
 const FILTER_FIELD: &str = "event_filter";
 /// How often an update is tried that somebody else's comes in between.
@@ -72,19 +73,6 @@ pub struct DeletedView {
     pub deliveries: u64,
 }
 
-/// Which destinations to list, as it was asked.
-#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Query {
-    /// Rows of the page.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
-    pub limit: Option<String>,
-    /// Where it starts.
-    #[param(pattern = "^[A-Za-z0-9_-]{32}$")]
-    pub cursor: Option<String>,
-}
-
 /// Creates a destination of `org`.
 ///
 /// # Errors
@@ -121,10 +109,7 @@ pub async fn create(
 /// # Errors
 /// [`Fault::Invalid`], [`Fault::Store`].
 pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List<View>, Fault> {
-    let mut faults = Faults::default();
-    let limit = faults.limit(query.limit.as_deref());
-    let cursor = faults.cursor(query.cursor.as_deref());
-    let (limit, cursor) = faults.check((limit, cursor))?;
+    let (limit, cursor) = query.read()?;
     Ok(shown(desk::list(db, org, cursor, limit).await?, View::of))
 }
 
