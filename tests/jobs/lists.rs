@@ -249,11 +249,16 @@ async fn an_organization_with_many_destinations_is_listed_from_its_newest_stream
     db.execute("ANALYZE").await;
     let dead = Filter { statuses: vec![Status::Dead], ..all(org) };
     let typed = Filter { event_type: Some("test.event".into()), ..all(org) };
+    let mut pages = Vec::new();
     for (name, filter) in [("all", all(org)), ("dead", dead), ("a type", typed)] {
         let first = async |conn: &mut Connection| list::list(conn, &filter, None, 50).await.unwrap();
         let (page, [_, rows, entries]) = cost(&db, first).await;
+        assert!(rows.max(entries) < FEW, "{name}: {rows} rows, {entries} index entries were read");
+        pages.push((name, filter, page));
+    }
+    // Only now: what these scans read is counted late, and would be taken for what a list reads.
+    for (name, filter, page) in pages {
         let found: Vec<Uuid> = page.items.iter().map(|listed| listed.id.0).collect();
         assert_eq!(found, by_hand(&db, &filter).await[..50], "{name}");
-        assert!(rows.max(entries) < FEW, "{name}: {rows} rows, {entries} index entries were read");
     }
 }
