@@ -69,7 +69,7 @@ impl Stage {
         let url = self.proxy.url();
         let environment = [
             ("DATABASE_URL", url.reveal()),
-            ("RUST_LOG", "info"),
+            ("RUST_LOG", "info,posthaste::actors=debug"),
             ("POSTHASTE_SHUTDOWN_GRACE", "5s"),
             ("POSTHASTE_OUTAGE_GRACE", "24h"),
         ];

@@ -150,8 +150,8 @@ async fn a_list_does_not_shift_while_rows_arrive() {
     assert_eq!(db.deliveries(&format!("destination_id = '{destination}'")).await, 200 + 3 * 8);
 }
 
-/// Rows and scans so far, as PostgreSQL counts them: by sequential scans, and all that were read. The counts of
-/// a session are complete when it has ended, so all but the one that asks end first.
+/// Rows and scans so far, as PostgreSQL counts them: by sequential scans, and all that were read. The counts
+/// of a session are complete when it has ended, so all but the one that asks end first.
 async fn reads(db: &Db, observer: &mut Connection) -> [i64; 3] {
     eventually("the other sessions have ended", async || {
         while let Some(idle) = db.pool.try_acquire() {
