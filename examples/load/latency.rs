@@ -21,7 +21,7 @@ const DESTINATIONS: u32 = 10;
 /// Connections of the producers.
 const CONNECTIONS: usize = 8;
 /// What is not counted: connections are being opened, plans made.
-pub const WARM_UP: Duration = Duration::from_secs(2);
+pub const WARM_UP: Duration = Duration::from_secs(5);
 
 /// Measures all variants that are wanted.
 pub async fn run(bench: &Bench, run: u32) -> Result<(), LoadError> {

@@ -40,8 +40,8 @@
 //!   finished or not, for 10 destinations: single ones at 20 and 500 events/s, 4 per transaction at 2,000
 //!   (`latency.rs` says why). The time is from the acknowledgement of the COMMIT in the producer to the
 //!   arrival of the whole request in the receiver, by the machine's clock; what arrives before its
-//!   acknowledgement counts as 0, and its share is printed. The first 2 s do not count. Here a delivery's CPU
-//!   includes its INSERT.
+//!   acknowledgement counts as 0, and its share is printed. The first 5 s do not count: all is claimed on one
+//!   connection until no other dispatcher has been seen for 3 s. Here a delivery's CPU includes its INSERT.
 //! - **isolation**: 99 healthy destinations, without and then with one that accepts and never answers, drips,
 //!   resets, or answers 500; the bad one has a receiver process of its own, and as many events as any other.
 //!   First the healthy ones' p99 at 500 events/s, measured as in `latency`, then the speed of their backlog
