@@ -20,7 +20,7 @@ const VARIANTS: [(u32, usize, f64); 3] = [(20, 1, 25.0), (500, 1, 12.0), (2_000,
 const DESTINATIONS: u32 = 10;
 /// Connections of the producers.
 const CONNECTIONS: usize = 8;
-/// What is not counted: connections are being opened, plans made.
+/// What is not counted: connections are being opened, plans made, and all is claimed on one connection.
 pub const WARM_UP: Duration = Duration::from_secs(5);
 
 /// Measures all variants that are wanted.
