@@ -33,6 +33,7 @@ pub mod limit;
 mod listen;
 mod locked;
 mod outage;
+mod outbox;
 pub mod retention;
 pub mod supervisor;
 pub mod tally;

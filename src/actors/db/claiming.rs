@@ -60,12 +60,13 @@ impl DbActor {
             return;
         }
         self.claim_in(Line::New, ctx);
+        // Otherwise it comes back here when results are written.
         if waiting <= ENOUGH_RESULTS_WAITING {
             self.claim_in(Line::Backlog, ctx);
-        }
-        if self.claims.len() > 0 && self.claiming == 0 && !std::mem::replace(&mut self.waits_for_bytes, true)
-        {
-            self.bytes.wait_for_any(ctx.address().recipient());
+            let is_stuck = self.claims.len() > 0 && self.claiming == 0;
+            if is_stuck && !std::mem::replace(&mut self.waits_for_bytes, true) {
+                self.bytes.wait_for_any(ctx.address().recipient());
+            }
         }
     }
 

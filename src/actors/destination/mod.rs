@@ -25,6 +25,7 @@ use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Line, Remember};
 use super::limit::{Freed, Held};
+use super::outbox;
 use super::tally::Counting;
 use super::turns::Turn;
 use crate::clock::{self, DbClock};
@@ -117,6 +118,7 @@ struct Obituary {
 
 impl Drop for Obituary {
     fn drop(&mut self) {
+        outbox::flush();
         self.to.do_send(self.stopped);
     }
 }

@@ -6,9 +6,9 @@ use actix::prelude::*;
 
 use super::ready::{Batch, Next};
 use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
-use crate::actors::db::{Claim, Leased, Record};
+use crate::actors::db::{Claim, Leased};
 use crate::actors::limit::Held;
-use crate::actors::turns;
+use crate::actors::{outbox, turns};
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery, Outcome};
 use crate::outbound::Request;
@@ -187,6 +187,7 @@ impl DestinationActor {
             max_bytes: 0,
             ordered: is_ordered.then_some(self.ordered),
         };
+        outbox::flush();
         self.links.db.do_send(Claim {
             org: self.destination.org,
             ask,
@@ -242,7 +243,7 @@ impl DestinationActor {
 
     pub(super) fn record(&self, outcomes: Vec<Outcome>) {
         if !outcomes.is_empty() {
-            self.links.db.do_send(Record(outcomes));
+            outbox::record(&self.links.db, outcomes);
         }
     }
 }
