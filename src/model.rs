@@ -374,10 +374,10 @@ pub struct Outcome {
     pub last_attempt_at: Option<DbTime>,
     /// HTTP status of the attempt, if one came.
     pub response_status: Option<u16>,
-    /// The kept part of the response body.
-    pub response_body: Option<String>,
+    /// The kept part of the response body: one copy for all deliveries of a request.
+    pub response_body: Option<Arc<str>>,
     /// What went wrong, for people.
-    pub error_message: Option<String>,
+    pub error_message: Option<Arc<str>>,
     /// The failed attempt to be kept in `posthaste_attempts`.
     pub failed: Option<FailedAttempt>,
 }

@@ -149,7 +149,7 @@ fn delivered(delivery: &Delivery) -> Outcome {
         change: Change::Delivered,
         last_attempt_at: Some(delivery.claimed_at),
         response_status: Some(200),
-        response_body: Some(String::new()),
+        response_body: Some("".into()),
         error_message: None,
         failed: None,
     }

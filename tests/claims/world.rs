@@ -415,7 +415,7 @@ fn outcome(delivery: &Delivery, result: Recorded) -> Outcome {
         change,
         last_attempt_at: Some(started_at),
         response_status: Some(if is_success { 200 } else { 500 }),
-        error_message: (!is_success).then(|| "it failed".to_owned()),
+        error_message: (!is_success).then(|| "it failed".into()),
         failed: (!is_success).then_some(failed),
         ..given_back
     }

@@ -1,5 +1,6 @@
 //! From the end of a request to what is written about its deliveries.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -34,7 +35,7 @@ impl DestinationActor {
                     let previous = leased.delivery.previous_attempt_at;
                     let change = Change::Dead { charged: false };
                     dead.push(Outcome {
-                        error_message: Some(reason),
+                        error_message: Some(reason.into()),
                         last_attempt_at: previous,
                         ..bare(&leased.delivery, change)
                     });
@@ -69,7 +70,6 @@ impl DestinationActor {
             self.health.probe_ended();
         }
         self.pace.note(batch.leased.len(), clock::now());
-        let alone = batch.leased.len() == 1;
         let now = self.clock.now();
         let verdict = classify(&attempt.answer, batch.leased.len(), now.system());
         let is_retry = batch.leased[0].delivery.attempts > 0;
@@ -78,7 +78,6 @@ impl DestinationActor {
         if verdict != Verdict::Delivered {
             self.log_failure(&batch, &attempt, verdict);
         }
-        let charges = alone || !batch.part;
         let was_tripped = self.health.is_tripped();
         let mut plan = match verdict {
             Verdict::Delivered => {
@@ -113,10 +112,12 @@ impl DestinationActor {
             }
         };
         if let Plan::Charge { .. } = plan
-            && !charges
+            && batch.part
+            && batch.leased.len() > 1
         {
             plan = Plan::All(Change::Postponed { delay: self.destination.retry.backoff });
         }
+        let said = Said::by(&attempt.answer, verdict);
         let mut outcomes = Vec::with_capacity(batch.leased.len());
         for leased in &batch.leased {
             let change = match plan {
@@ -128,9 +129,9 @@ impl DestinationActor {
                 self.look_at(clock::now() + delay + DUE_SLACK, ctx);
             }
             if let Change::Dead { .. } = change {
-                self.announce_dead(&leased.delivery, &message(&attempt.answer));
+                self.announce_dead(&leased.delivery, said.error.as_deref().unwrap_or_default());
             }
-            outcomes.push(outcome(&leased.delivery, change, &attempt));
+            outcomes.push(outcome(&leased.delivery, change, &attempt, &said));
         }
         let holds_back = |o: &Outcome| !matches!(o.change, Change::Delivered | Change::Dead { .. });
         if self.destination.settings.ordered && outcomes.iter().any(holds_back) {
@@ -267,11 +268,25 @@ fn bare(delivery: &Delivery, change: Change) -> Outcome {
     Outcome { change, ..Outcome::given_back(delivery) }
 }
 
-fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt) -> Outcome {
-    let (response_status, response_body) = match &attempt.answer {
-        Answer::Response { status, body, .. } => (Some(*status), Some(body.clone())),
-        Answer::Failed(_) | Answer::OurFault(_) => (None, None),
-    };
+/// What an answer says to each delivery of its request: one copy for all.
+struct Said {
+    status: Option<u16>,
+    body: Option<Arc<str>>,
+    error: Option<Arc<str>>,
+}
+
+impl Said {
+    fn by(answer: &Answer, verdict: Verdict) -> Said {
+        let (status, body) = match answer {
+            Answer::Response { status, body, .. } => (Some(*status), Some(body.as_str().into())),
+            Answer::Failed(_) | Answer::OurFault(_) => (None, None),
+        };
+        let error = (verdict != Verdict::Delivered).then(|| message(answer).into());
+        Said { status, body, error }
+    }
+}
+
+fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt, said: &Said) -> Outcome {
     let failed = (change != Change::Delivered).then(|| FailedAttempt {
         number: delivery.attempts + 1,
         duration: attempt.duration,
@@ -279,9 +294,9 @@ fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt) -> Outcome {
     });
     Outcome {
         last_attempt_at: Some(attempt.started_at),
-        response_status,
-        response_body,
-        error_message: (change != Change::Delivered).then(|| message(&attempt.answer)),
+        response_status: said.status,
+        response_body: said.body.clone(),
+        error_message: said.error.clone(),
         failed,
         ..bare(delivery, change)
     }

@@ -1,5 +1,6 @@
 //! Results: one statement writes many outcomes.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -109,16 +110,14 @@ pub async fn record_unlocked(
     Ok(locked.into_iter().map(DeliveryId).collect())
 }
 
-fn bound<'q, T>(sql: &'static str, outcomes: &[Outcome]) -> QueryScalar<'q, Postgres, T, PgArguments>
+fn bound<'q, T>(sql: &'static str, outcomes: &'q [Outcome]) -> QueryScalar<'q, Postgres, T, PgArguments>
 where
     (T,): for<'r> FromRow<'r, PgRow>,
 {
-    fn column<T>(outcomes: &[&Outcome], of: impl Fn(&Outcome) -> T) -> Vec<T> {
+    fn column<'o, T>(outcomes: &[&'o Outcome], of: impl Fn(&'o Outcome) -> T) -> Vec<T> {
         outcomes.iter().map(|outcome| of(outcome)).collect()
     }
     let outcomes = &without_contradictions(outcomes);
-    // PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
-    let text = |text: &Option<String>| text.as_ref().map(|t| t.replace('\0', "\u{fffd}"));
     sqlx::query_scalar(sql)
         .bind(column(outcomes, |o| o.delivery.0))
         .bind(column(outcomes, |o| o.claimed_at))
@@ -128,10 +127,18 @@ where
         .bind(column(outcomes, |o| o.last_attempt_at))
         .bind(column(outcomes, |o| o.change == Change::Delivered || o.failed.is_some()))
         .bind(column(outcomes, |o| o.response_status.map(i32::from)))
-        .bind(column(outcomes, |o| text(&o.response_body)))
-        .bind(column(outcomes, |o| text(&o.error_message)))
+        .bind(column(outcomes, |o| storable(o.response_body.as_deref())))
+        .bind(column(outcomes, |o| storable(o.error_message.as_deref())))
         .bind(column(outcomes, |o| o.failed.map(|f| f.number as i32)))
         .bind(column(outcomes, |o| o.failed.map(|f| f.duration.as_millis().min(i32::MAX as u128) as i32)))
+}
+
+/// PostgreSQL's text cannot hold NUL, and one bad message must not block two thousand good ones.
+fn storable(text: Option<&str>) -> Option<Cow<'_, str>> {
+    text.map(|text| match text.contains('\0') {
+        true => text.replace('\0', "\u{fffd}").into(),
+        false => text.into(),
+    })
 }
 
 /// An UPDATE takes any one of several outcomes of a row. They can come together: a process that was stopped
