@@ -249,9 +249,15 @@ pub enum Disabled {
     Locked,
 }
 
-const DISABLE: &str = "
+/// The statement with a hole: what to do where somebody else has locked the row.
+macro_rules! disable {
+    ($locked:literal) => {
+        concat!(
+            "
 WITH free AS MATERIALIZED (
-    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled FOR NO KEY UPDATE",
+            $locked,
+            "
 ),
 disabled AS (
     UPDATE public.webhook_destinations w
@@ -266,9 +272,12 @@ noted AS (
 )
 SELECT EXISTS (SELECT FROM disabled),
     -- as it was before this statement
-    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled)";
+    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled)"
+        )
+    };
+}
 
-/// Disables a destination and records why. Its deliveries stay.
+/// Disables a destination and records why, unless somebody else has locked it. Its deliveries stay.
 ///
 /// # Errors
 /// Whatever the database says; disabling again changes nothing.
@@ -277,12 +286,26 @@ pub async fn disable(
     destination: DestinationId,
     reason: &str,
 ) -> Result<Disabled, StoreError> {
-    let query = sqlx::query_as(DISABLE).bind(destination.0).bind(reason);
+    let query = sqlx::query_as(disable!(" SKIP LOCKED")).bind(destination.0).bind(reason);
     Ok(match in_time(query.fetch_one(db)).await? {
         (true, _) => Disabled::Now,
         (false, true) => Disabled::Locked,
         (false, false) => Disabled::Before,
     })
+}
+
+/// As [`disable`], but waits for whoever has locked it, as each claim of an ordered destination does for a
+/// moment.
+///
+/// # Errors
+/// Whatever the database says: [`StoreError::is_about_locks`] where it took too long.
+pub async fn disable_in_turn(
+    db: impl PgExecutor<'_>,
+    destination: DestinationId,
+    reason: &str,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(disable!("")).bind(destination.0).bind(reason);
+    in_time(query.execute(db)).await.map(drop)
 }
 
 const IS_ENABLED: &str = "SELECT enabled FROM public.webhook_destinations WHERE id = $2 AND org_id = $1";

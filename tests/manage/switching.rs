@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use posthaste::manage::Fault;
 use posthaste::manage::destinations::{self, Disable};
 use posthaste::manage::given::Given;
 use posthaste::manage::jobs::{self, Backfill, Begun};
 use posthaste::model::{DestinationId, OrgId};
 use serde_json::json;
 
-use crate::common::{Db, check_invariants};
+use crate::common::{Db, check_invariants, eventually};
 use crate::{Desk, changes, connection, good};
 
 const URL: &str = "http://127.0.0.1:1/";
@@ -131,4 +132,29 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
     let stats = destinations::stats(&mut conn, org, id, None).await.unwrap();
     assert_eq!((stats.deliveries.pending.count, stats.deliveries.pending.complete), (10_000, false));
     check_invariants(&db, &[]).await;
+}
+
+/// Each claim of an ordered destination locks its row for a moment.
+#[tokio::test]
+async fn a_lock_of_a_moment_is_waited_for_and_a_longer_one_is_told() {
+    let db = Db::new().await;
+    let org = OrgId(db.org().await);
+    let desk = Desk::new();
+    let mut conn = connection(&db).await;
+    let id = desk.create(&mut conn, org.0, &good(URL, json!({}))).await.unwrap().destination.id;
+    let id = DestinationId(id);
+    let lock = format!("SELECT FROM webhook_destinations WHERE id = '{id}' FOR NO KEY UPDATE");
+    let mut transaction = db.pool.begin().await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut *transaction).await.unwrap();
+    let refused = destinations::disable(&mut conn, org, id, Disable::default()).await.unwrap_err();
+    assert!(matches!(&refused, Fault::Conflict(why) if why.contains("locked")), "{refused:?}");
+    let disabling = destinations::disable(&mut conn, org, id, Disable::default());
+    let releasing = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("it waits", async || db.number(waiting).await > 0).await;
+        transaction.rollback().await.unwrap();
+    };
+    let (disabled, ()) = tokio::join!(disabling, releasing);
+    assert!(!disabled.unwrap().enabled);
 }

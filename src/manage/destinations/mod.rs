@@ -25,7 +25,7 @@ use crate::model::{Destination, DestinationId, OrgId, RetryPolicy, Secret, Setti
 use crate::outbound::Network;
 use crate::policy::keyring::KeyRing;
 use crate::store::Connection;
-use crate::store::destinations::{self, Disabled, desk};
+use crate::store::destinations::{self, desk};
 
 pub use self::changes::{Changes, SettingsChanges};
 pub use self::probe::{Probe, TestView, prepare};
@@ -175,9 +175,7 @@ pub async fn delete(
 ) -> Result<DeletedView, Fault> {
     let until = clock::now() + patience;
     written(db, org, id).await?;
-    if destinations::disable(&mut *db, id, "it is being deleted").await? == Disabled::Locked {
-        return Err(locked(id));
-    }
+    switch_off(db, id, "it is being deleted").await?;
     let mut deliveries = 0;
     loop {
         deliveries += desk::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
@@ -225,6 +223,11 @@ fn unknown(id: DestinationId) -> Fault {
     Fault::NotFound(format!("destination {id}"))
 }
 
-fn locked(id: DestinationId) -> Fault {
-    Fault::Conflict(format!("somebody else has locked the destination {id}: try again"))
+async fn switch_off(db: &mut Connection, id: DestinationId, reason: &str) -> Result<(), Fault> {
+    match destinations::disable_in_turn(&mut *db, id, reason).await {
+        Err(error) if error.is_about_locks() => {
+            Err(Fault::Conflict(format!("somebody else has locked the destination {id}: try again")))
+        }
+        done => Ok(done?),
+    }
 }

@@ -7,14 +7,14 @@ use utoipa::ToSchema;
 
 use super::changes::Touched;
 use super::check::{check, seal, signing_secret};
-use super::{Setup, View, locked, one, unknown, written};
+use super::{Setup, View, one, switch_off, unknown, written};
 use crate::clock;
 use crate::manage::given::Given;
 use crate::manage::input::Faults;
 use crate::manage::{Fault, Once, jobs};
 use crate::model::{DestinationId, OrgId};
 use crate::store::Connection;
-use crate::store::destinations::{self, Disabled, desk};
+use crate::store::destinations::desk;
 use crate::store::jobs::{Kind, Spec};
 
 /// How long the secret before a rotation signs beside the new one unless it is said: a day for receivers to
@@ -130,10 +130,8 @@ pub async fn disable(
     faults.text("reason", &reason, 1, MAX_REASON);
     faults.check(())?;
     written(db, org, id).await?;
-    match destinations::disable(&mut *db, id, &reason).await? {
-        Disabled::Now | Disabled::Before => one(db, org, id).await,
-        Disabled::Locked => Err(locked(id)),
-    }
+    switch_off(db, id, &reason).await?;
+    one(db, org, id).await
 }
 
 /// Gives a destination of `org` a new signing secret. Until the overlap is over, the old one signs, too; the
