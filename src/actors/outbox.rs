@@ -40,7 +40,7 @@ pub(super) fn record(to: &Addr<DbActor>, results: Vec<Outcome>) {
     }
 }
 
-/// Sends what waits: before a claim, which may have to see these results, and before word of an actor's end,
+/// Sends what waits: before anything else that is sent to the [`DbActor`], and before word of an actor's end,
 /// as nobody waits for results after that.
 pub(super) fn flush() {
     if let Some(Outbox { to, results }) = OUTBOX.take() {

@@ -268,7 +268,7 @@ impl DestinationActor {
         let saved = self.health.saved(self.clock.now());
         if saved != self.saved {
             self.saved = saved;
-            self.links.db.do_send(Remember(self.destination.id, saved));
+            self.db().do_send(Remember(self.destination.id, saved));
         }
     }
 

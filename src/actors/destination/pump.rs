@@ -6,7 +6,7 @@ use actix::prelude::*;
 
 use super::ready::{Batch, Next};
 use super::{DestinationActor, Finished, InFlight, MAX_ORDERED_READY, MAX_READY};
-use crate::actors::db::{Claim, Leased};
+use crate::actors::db::{Claim, DbActor, Leased};
 use crate::actors::limit::Held;
 use crate::actors::{outbox, turns};
 use crate::clock;
@@ -187,11 +187,11 @@ impl DestinationActor {
             max_bytes: 0,
             ordered: is_ordered.then_some(self.ordered),
         };
-        outbox::flush();
-        self.links.db.do_send(Claim {
+        let after_results = is_ordered || std::mem::take(&mut self.behind);
+        self.db().do_send(Claim {
             org: self.destination.org,
             ask,
-            after_results: is_ordered || std::mem::take(&mut self.behind),
+            after_results,
             line: self.line,
             reply: ctx.address().recipient(),
         });
@@ -239,6 +239,12 @@ impl DestinationActor {
             self.behind = true;
             self.record(leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect());
         }
+    }
+
+    /// Whatever it is sent comes after the results from before.
+    pub(super) fn db(&self) -> &Addr<DbActor> {
+        outbox::flush();
+        &self.links.db
     }
 
     pub(super) fn record(&self, outcomes: Vec<Outcome>) {

@@ -194,7 +194,7 @@ impl DestinationActor {
         if std::mem::replace(&mut self.halted, true) {
             return;
         }
-        self.links.db.do_send(Disable(self.destination.id, reason.clone()));
+        self.db().do_send(Disable(self.destination.id, reason.clone()));
         let content = format!("The destination was disabled: {reason}.");
         let payload = serde_json::json!({ "reason": reason });
         self.announce("webhook.destination.disabled", content, payload, because_of);
@@ -224,7 +224,7 @@ impl DestinationActor {
         payload["destination_id"] = self.destination.id.to_string().into();
         let payload = payload.to_string();
         let org = self.destination.org;
-        self.links.db.do_send(Announce(OperationalEvent { org, event_type, content, payload }));
+        self.db().do_send(Announce(OperationalEvent { org, event_type, content, payload }));
     }
 
     /// The one line per failure. Bodies and URLs stay out of it: they may hold secrets.
