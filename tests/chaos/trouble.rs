@@ -26,6 +26,8 @@ pub struct Stage {
     pub switches: UnboundedSender<(usize, bool)>,
     /// When processes were killed.
     pub kills: Vec<Instant>,
+    /// When processes that had been stopped went on.
+    pub continued: Vec<Instant>,
     /// How often each kind of trouble was made.
     pub counts: BTreeMap<&'static str, usize>,
     /// What began and ended when, since the start of the run.
@@ -111,6 +113,7 @@ impl Stage {
             Cure::Nothing => {}
             Cure::Network => self.proxy.set(Fault::None),
             Cure::Continue(pid) => {
+                self.continued.push(Instant::now());
                 self.processes.iter().filter(|p| p.pid() == pid).for_each(|p| p.signal(Signal::CONT));
             }
             Cure::Start => {

@@ -56,9 +56,14 @@ pub async fn judge(stage: &Stage, written: &Written) {
         }
         receipts += ledger.seen.values().sum::<usize>();
         dead += rows.iter().filter(|row| row.status == "dead").count();
+        let mut causes: Vec<Instant> = stage.kills.iter().chain(&ledger.outages).copied().collect();
+        if member.manner == Manner::Hanging {
+            // Its time limit is short enough to end while a process is stopped.
+            causes.extend(&stage.continued);
+        }
         for (event, times) in &ledger.accepted {
             twice += times.len() - 1;
-            wrong.extend(unexplained(stage, &ledger.outages, times).map(|w| format!("{name}: {event} {w}")));
+            wrong.extend(unexplained(stage, &causes, times).map(|w| format!("{name}: {event} {w}")));
         }
     }
     let deliveries = written.owed.len();
@@ -152,12 +157,11 @@ fn order(member: &Member, rows: &[Delivery]) -> Option<String> {
     (wrong > 0).then(|| format!("{wrong} times out of order"))
 }
 
-/// What was accepted again must have been in flight, or unrecorded, at a kill, or its answer was lost when
-/// the receiver went away.
-fn unexplained(stage: &Stage, outages: &[Instant], times: &[Instant]) -> Option<String> {
+/// What was accepted again must have been in flight, or unrecorded, when one of `causes` came, or its answer
+/// was lost with it.
+fn unexplained(stage: &Stage, causes: &[Instant], times: &[Instant]) -> Option<String> {
     let between = |at: &Instant, pair: &[Instant]| *at + READ_LATE >= pair[0] && *at <= pair[1];
-    let pair =
-        times.windows(2).find(|pair| !stage.kills.iter().chain(outages).any(|at| between(at, pair)))?;
+    let pair = times.windows(2).find(|pair| !causes.iter().any(|at| between(at, pair)))?;
     let [first, again] = [0, 1].map(|n| pair[n] - stage.start);
     Some(format!("was accepted at {first:.1?} and again at {again:.1?}, and nothing explains it"))
 }
