@@ -1,6 +1,7 @@
 //! What goes wrong in a chaos run, and how it ends.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -193,7 +194,9 @@ impl Stage {
         process.signal(Signal::CONT);
         let status = process.terminate().await;
         let log = process.log();
-        assert!(status.success(), "it ended with {status}:\n{log}");
+        // On a busy machine it may be told to end before it has begun, and so before it could listen.
+        let had_begun = !log.is_empty() || status.signal().is_none();
+        assert!(status.success() || !had_begun, "it ended with {status}:\n{log}");
         if log.contains("results could not be written") {
             self.kills.push(Instant::now());
         }
