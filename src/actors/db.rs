@@ -34,7 +34,7 @@ const GATHER: Duration = Duration::from_millis(5);
 /// From how many results in the last statement on it counts as load.
 const LOAD_ROWS: usize = 64;
 /// Results that may wait to be written; beyond, nothing is claimed, and what the receivers said is not kept.
-const MAX_RESULTS_WAITING: usize = 5 * MAX_RECORD_ROWS;
+const MAX_RESULTS_WAITING: usize = 10_000;
 
 /// From a destination: give me work. The reply may take as long as the database does.
 #[derive(Message)]

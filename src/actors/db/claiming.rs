@@ -13,9 +13,9 @@ use crate::model::{DbTime, DestinationId, Outcome};
 use crate::store::StoreError;
 use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_RECORD_ROWS};
 
-/// Results that may wait to be written while more is claimed of backlogs: the next statement is full. What is
-/// new can go on.
-const ENOUGH_RESULTS_WAITING: usize = 2 * MAX_RECORD_ROWS;
+/// Results that may wait to be written while more is claimed of backlogs: the next statements are full. What
+/// is new can go on.
+const ENOUGH_RESULTS_WAITING: usize = 8 * MAX_RECORD_ROWS;
 /// After the second connection failed, everything is claimed on the first one for so long.
 const SECOND_LANE_REST: Duration = Duration::from_secs(5);
 

@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::model::{Change, DeliveryId, Outcome};
 use crate::store::{StoreError, in_time};
 
-/// Outcomes that one record statement writes at most.
-pub const MAX_RECORD_ROWS: usize = 2_000;
+/// Outcomes that one record statement writes at most; see [`super::MAX_CLAIM_ROWS`].
+pub const MAX_RECORD_ROWS: usize = 500;
 
 /// The statement with three holes: what may be written, where that is read from, what comes back.
 macro_rules! record {
