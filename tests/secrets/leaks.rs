@@ -3,12 +3,15 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::{StreamExt as _, stream};
 use posthaste::model::Secret;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{KEY, OTHER_KEY, encrypt};
-use crate::common::{Db, Posthaste, Receiver, Reply, assert_silent, check_invariants, eventually, run};
+use crate::common::{
+    Db, Posthaste, Receiver, Reply, assert_silent, check_invariants, eventually, request, run,
+};
 
 /// How a destination authenticates, and what of it must stay secret.
 struct Auth {
@@ -58,6 +61,9 @@ const EXTRA_HEADER: &str = "an-extra-header-99";
 const DATABASE_PASSWORD: &str = "pass-of-the-database-10";
 const MISSPELT_PASSWORD: &str = "pass-of-a-typo-11";
 const URL_SECRET: &str = "path-of-a-hook-12";
+const ADMIN: &str = "token-of-the-admin-15";
+/// No destination has it, or one that is wrong in the same way.
+const REFUSED: &str = "whsk_refused-and-no-base64-16!";
 /// A key that the program is never given.
 const LOST_KEY: &str = "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=";
 
@@ -131,8 +137,56 @@ async fn tables(db: &Db) -> String {
     text
 }
 
+/// What the API answers to the admin about everything that there is, and to mistakes.
+async fn everything_it_answers(db: &Db, program: &Posthaste, org: Uuid) -> String {
+    let ids = async |table: &str| -> Vec<Uuid> {
+        let all = format!("SELECT id FROM {table}");
+        sqlx::query_scalar(AssertSqlSafe(all)).fetch_all(&db.pool).await.unwrap()
+    };
+    let mut asked: Vec<(&str, String, String)> = Vec::new();
+    for list in ["destinations", "deliveries", "events", "jobs"] {
+        asked.push(("GET", format!("/{list}?limit=100"), String::new()));
+    }
+    for id in ids("webhook_deliveries").await {
+        asked.push(("GET", format!("/deliveries/{id}"), String::new()));
+        asked.push(("GET", format!("/deliveries/{id}/attempts"), String::new()));
+    }
+    for id in ids("webhook_destinations").await {
+        let of = format!("/destinations/{id}");
+        asked.push(("GET", of.clone(), String::new()));
+        asked.push(("GET", format!("{of}/stats"), String::new()));
+        asked.push(("POST", format!("{of}/test"), String::new()));
+        for mistake in [
+            format!(r#"{{"signing_secret": "{REFUSED}"}}"#),
+            format!(r#"{{"auth_type": "bearer", "auth_config": {{"tokn": {:?}}}}}"#, AUTHS[1].secrets[0]),
+            format!(r#"{{"settings": {{"extra_headers": {{"no name": "{EXTRA_HEADER}"}}}}}}"#),
+            format!(r#"{{"signing_secret": ["{PREVIOUS}"]}}"#),
+            format!(r#"{{"signing_secret": "{PREVIOUS}"#),
+        ] {
+            asked.push(("PATCH", of.clone(), mistake));
+        }
+    }
+    let (address, token) = (program.address().unwrap(), format!("Bearer {ADMIN}"));
+    let answers = stream::iter(asked).map(async |(method, path, body)| {
+        let headers = [("authorization", token.as_str()), ("content-type", "application/json")];
+        let path = format!("/api/v1/orgs/{org}{path}");
+        let (status, head, said) = request(address, method, &path, &headers, body.as_bytes()).await.unwrap();
+        // Every mistake is one, and of what is encrypted under a lost key nothing can be changed.
+        let refused = [400, 409].contains(&status);
+        assert!(status < 500 && (method != "PATCH" || refused), "{method} {path} {body}: {head}{said}");
+        format!("{method} {path}: {head}\n{said}\n")
+    });
+    answers.buffer_unordered(16).collect::<Vec<String>>().await.concat()
+}
+
 /// Runs the dispatcher until all that can be tried has been tried, looks at all of its pages, and stops it.
-async fn everything_it_says(db: &Db, environment: &[(&str, &str)], locked: i64) -> String {
+/// What it said, and what its API answered.
+async fn everything_it_says(
+    db: &Db,
+    org: Uuid,
+    environment: &[(&str, &str)],
+    locked: i64,
+) -> (String, String) {
     let mut program = Posthaste::spawn(&["serve"], environment);
     program.ready().await;
     eventually("everything has been tried", async || {
@@ -143,12 +197,13 @@ async fn everything_it_says(db: &Db, environment: &[(&str, &str)], locked: i64) 
     for path in ["/healthz", "/readyz", "/metrics", "/api/v1/keys", "/"] {
         said += &program.get(path).await.map(|(_, body)| body).unwrap_or_default();
     }
+    let answered = everything_it_answers(db, &program, org).await;
     assert!(program.terminate().await.success());
     let log = program.log();
     for target in ["TRACE", "sqlx::query", "actix_http", "rustls", "is not contacted", "cannot be used"] {
         assert!(log.contains(target) || locked == 0, "nothing was said about {target}");
     }
-    said + &log
+    (said + &log, answered)
 }
 
 fn output_of(arguments: &[&str], environment: &[(&str, &str)]) -> String {
@@ -175,10 +230,11 @@ async fn no_secret_is_said_or_stored_anywhere_at_any_log_level() {
         ("DATABASE_URL", url.reveal()),
         ("POSTHASTE_SECRET_KEY", keys.as_str()),
         ("POSTHASTE_OPERATIONAL_EVENTS", "true"),
+        ("POSTHASTE_ADMIN_TOKEN", ADMIN),
         ("RUST_LOG", "trace,sqlx_postgres::options::parse=trace"),
     ];
     db.event(org, "test.event", "{}").await;
-    let mut said = everything_it_says(&db, &environment, 1).await;
+    let (mut said, answered) = everything_it_says(&db, org, &environment, 1).await;
     for arguments in [
         &["check"][..],
         &["secrets", "status"],
@@ -197,11 +253,14 @@ async fn no_secret_is_said_or_stored_anywhere_at_any_log_level() {
         said += &output_of(command, &environment);
     }
 
-    let mut secrets = vec![KEY, OTHER_KEY, LOST_KEY, PREVIOUS, EXTRA_HEADER, DATABASE_PASSWORD];
-    secrets.extend([MISSPELT_PASSWORD, URL_SECRET, "a-broken-key-13", "a-short-key-of-14"]);
+    let mut secrets = vec![KEY, OTHER_KEY, LOST_KEY, PREVIOUS, EXTRA_HEADER, DATABASE_PASSWORD, ADMIN];
+    secrets.extend([MISSPELT_PASSWORD, REFUSED, "a-broken-key-13", "a-short-key-of-14"]);
     secrets.extend(AUTHS.iter().flat_map(|auth| auth.secrets));
     secrets.extend(SIGNING);
     secrets.extend(lines(&client.1));
+    // Whoever may ask for a destination sees its URL.
+    assert_silent("an answer of the API", &answered, &secrets);
+    secrets.push(URL_SECRET);
     assert_silent("what it said", &said, &secrets);
     assert_silent("a table", &tables(&db).await, &secrets);
     check_invariants(&db, &[&receiver]).await;
