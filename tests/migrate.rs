@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Db, run};
+use common::{Db, eventually, run};
 use posthaste::store::migrate::{MigrateError, Options, Report, migrate};
 use sqlx::{AssertSqlSafe, Row};
 
@@ -133,8 +133,12 @@ async fn a_lock_that_cannot_be_had_is_asked_for_again() {
     let mut holder = db.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE activity_logs IN ROW EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
     let release = async {
-        // The first try gives up after 2 s; a producer must get in between that and the second.
-        tokio::time::sleep(Duration::from_millis(2_600)).await;
+        let waiting = "SELECT count(*) FROM pg_locks
+            WHERE NOT granted AND relation = 'activity_logs'::regclass AND database =
+                (SELECT oid FROM pg_database WHERE datname = current_database())";
+        eventually("a try waits for the lock", async || db.number(waiting).await == 1).await;
+        // A producer must get in between that and the next one.
+        eventually("it has given up", async || db.number(waiting).await == 0).await;
         holder.rollback().await.unwrap();
     };
     let (report, ()) = tokio::join!(migrate_with(&db, Options::default()), release);

@@ -241,7 +241,7 @@ fn code_of(source: &Source) -> String {
     if source.path.ends_with("tests.rs") {
         return String::new();
     }
-    let text = source.text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+    let text = source.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     let mut code = String::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {

@@ -57,7 +57,7 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     let config = args.validate(server.url("postgres")).expect("valid");
     let dispatcher = Dispatcher::start(config, options).expect("a dispatcher");
 
-    event(&mut db, org).await;
+    event(&mut db, org, "test").await;
     let mut both = [next(&mut requests).await, next(&mut requests).await];
     both.sort();
     assert_eq!(both, ["/first", "/second"]);
@@ -67,7 +67,7 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     while demo::not_delivered(&mut db).await.expect("a count") > 0 {}
     dispatcher.supervisor.send(supervisor::LetPanic(ids[0])).await.expect("the supervisor lives");
     while dispatcher.supervisor.send(supervisor::Snapshot).await.expect("the supervisor lives").panics == 0 {}
-    event(&mut db, org).await;
+    event(&mut db, org, "test").await;
     let mut both = [next(&mut requests).await, next(&mut requests).await];
     both.sort();
     assert_eq!(both, ["/first", "/second"], "the one came back, the other went on");
@@ -78,6 +78,16 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
         dispatcher.supervisor.send(supervisor::Destinations).await.expect("the supervisor lives");
     assert_eq!(destinations.len(), 2);
     assert!(destinations.iter().all(|d| d.ready == 0 && !d.tripped && d.fault.is_none()), "{destinations:?}");
+
+    // A panic of a request is nobody's failure: its delivery waits, and what comes after it goes on.
+    event(&mut db, org, "panic").await;
+    let postponed = "SELECT count(*) FROM webhook_deliveries
+        WHERE status = 'pending' AND attempts = 0 AND next_retry_at > created_at + interval '500 ms'";
+    while sqlx::query_scalar::<_, i64>(postponed).fetch_one(&mut db).await.expect("a count") < 2 {}
+    event(&mut db, org, "test").await;
+    let mut both = [next(&mut requests).await, next(&mut requests).await];
+    both.sort();
+    assert_eq!(both, ["/first", "/second"]);
 
     dispatcher.stop().await;
     drop(db);
@@ -100,9 +110,9 @@ async fn insert(db: &mut store::Connection, org: OrgId, url: &str) -> Destinatio
     demo::insert_destination(db, &new).await.expect("a destination")
 }
 
-async fn event(db: &mut store::Connection, org: OrgId) {
+async fn event(db: &mut store::Connection, org: OrgId, event_type: &'static str) {
     let id = crate::model::EventId(uuid::Uuid::new_v4());
     let (content, payload) = ("something".to_owned(), "{}".to_owned());
-    let new = NewEvent { id, org, event_type: "test", content, payload };
+    let new = NewEvent { id, org, event_type, content, payload };
     demo::insert_events(db, &[new]).await.expect("an event");
 }

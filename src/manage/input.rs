@@ -362,6 +362,26 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_for_a_cursor_or_a_time_is_one_or_refused(
+            text in proptest::prop_oneof![".{0,40}", "[0-9TZ:.+ä-]{0,30}", "[A-Za-z0-9_-]{32}"],
+            at in EARLIEST..i64::MAX,
+            id in proptest::num::u128::ANY,
+            micros in 0..253_402_300_799_999_999_i64,
+        ) {
+            let place = Position { at: DbTime(at), id: Uuid::from_u128(id) };
+            proptest::prop_assert_eq!(position(&cursor(place)), Some(place));
+            if let Some(place) = position(&text) {
+                proptest::prop_assert_eq!(cursor(place), text.clone());
+            }
+            proptest::prop_assert_eq!(DbTime::from_iso(&DbTime(micros).iso()), Some(DbTime(micros)));
+            if let Some(time) = DbTime::from_iso(&text) {
+                proptest::prop_assert!(time.iso().starts_with(&text[..10]), "{}", time.iso());
+            }
+        }
+    }
+
     #[test]
     fn all_faults_are_told_at_once() {
         let mut faults = Faults::default();

@@ -6,6 +6,8 @@ use actix_http::Version;
 use actix_http::error::PayloadError;
 use actix_http::header::{self, HeaderValue};
 use awc::ClientResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
@@ -27,27 +29,16 @@ pub(super) fn timed_out(timeout: Duration) -> String {
     format!("timed out after {} ms", timeout.as_millis())
 }
 
-/// What a header with a secret proves, without the name of its scheme. Short ones are no secrets, and would
-/// be found everywhere.
-pub(super) fn credential(value: &HeaderValue) -> Option<String> {
-    let text = value.to_str().ok()?;
-    let text = ["Bearer ", "Basic "].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
-    (text.len() >= LEAST_SECRET_BYTES).then(|| text.to_owned())
-}
-
-/// `answer` without `secrets`: a receiver may repeat what it was sent, and whoever may read answers need not
-/// know it.
-pub(super) fn without<'s>(mut answer: Answer, secrets: impl Iterator<Item = &'s String>) -> Answer {
-    if let Answer::Response { body, .. } = &mut answer
-        && !body.is_empty()
-    {
-        for secret in secrets {
-            if body.contains(secret.as_str()) {
-                *body = body.replace(secret.as_str(), "***");
-            }
-        }
-    }
-    answer
+/// What a header with a secret proves, without the name of its scheme, and the password that stands in it.
+/// Short ones are no secrets, and would be found everywhere.
+pub(super) fn credentials(value: &HeaderValue) -> Vec<String> {
+    let Ok(text) = std::str::from_utf8(value.as_bytes()) else { return Vec::new() };
+    let basic = text.strip_prefix("Basic ").unwrap_or_default();
+    let decoded = STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let password = decoded.as_deref().and_then(|both| both.split_once(':')).map(|(_, password)| password);
+    let whole = ["Bearer ", "Basic "].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let long = [whole].into_iter().chain(password).filter(|secret| secret.len() >= LEAST_SECRET_BYTES);
+    long.map(str::to_owned).collect()
 }
 
 /// What was read of a body.
@@ -60,15 +51,24 @@ pub(super) struct Body {
     pub(super) broken: Option<String>,
 }
 
-/// Reads the answer whose head is `response`.
-pub(super) async fn read(mut response: ClientResponse, deadline: Instant, timeout: Duration) -> Answer {
+/// Reads the answer whose head is `response`. What is kept of it is without `secrets`: a receiver may repeat
+/// what it was sent, and whoever may read answers need not know it.
+pub(super) async fn read(
+    mut response: ClientResponse,
+    deadline: Instant,
+    timeout: Duration,
+    secrets: &[&String],
+) -> Answer {
     let status = response.status().as_u16();
     let retry_after = response.headers().get(header::RETRY_AFTER).map(|value| {
         let bytes = value.as_bytes();
-        text(&bytes[..bytes.len().min(RETRY_AFTER_BYTES)])
+        text(&bytes[..bytes.len().min(RETRY_AFTER_BYTES)], false)
     });
-    let Body { kept, broken, .. } = body(&mut response, KEPT_BODY_BYTES, deadline, timeout).await;
-    Answer::Response { status, body: text(&kept), retry_after, broken }
+    // A secret that begins in what is kept must be known to its end.
+    let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
+    let Body { kept, seen, broken } = body(&mut response, KEPT_BODY_BYTES + longest, deadline, timeout).await;
+    let body = beginning(text(&kept, seen > kept.len()), secrets);
+    Answer::Response { status, body, retry_after, broken }
 }
 
 /// Reads the body that belongs to `response`, and keeps its first `most` bytes.
@@ -109,24 +109,43 @@ fn ends_with_connection(response: &ClientResponse) -> bool {
         && !headers.contains_key(header::TRANSFER_ENCODING)
 }
 
+/// The first [`KEPT_BODY_BYTES`] of `text` without `secrets`, of which none is cut in two.
+fn beginning(mut text: String, secrets: &[&String]) -> String {
+    let floor = |text: &str, at: usize| (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let mut end = floor(&text, text.len().min(KEPT_BODY_BYTES));
+    let across = |end: usize| {
+        secrets.iter().find_map(|secret| {
+            let from = floor(&text, end.saturating_sub(secret.len()));
+            let mut at = text[from..].match_indices(secret.as_str()).map(|(at, _)| from + at);
+            at.find(|at| *at < end && at + secret.len() > end)
+        })
+    };
+    while let Some(start) = across(end) {
+        end = start;
+    }
+    text.truncate(end);
+    for secret in secrets {
+        if text.contains(secret.as_str()) {
+            text = text.replace(secret.as_str(), "***");
+        }
+    }
+    // What stands for them may be longer than they are.
+    text.truncate(floor(&text, text.len().min(KEPT_BODY_BYTES)));
+    text
+}
+
 /// `bytes` as text: invalid UTF-8 replaced, NUL (which PostgreSQL cannot store) removed, and a character that
-/// was cut in two at the end left out.
-fn text(bytes: &[u8]) -> String {
+/// was `cut` in two at the end left out.
+fn text(bytes: &[u8], cut: bool) -> String {
     let mut text = String::with_capacity(bytes.len());
     let mut chunks = bytes.utf8_chunks().peekable();
     while let Some(chunk) = chunks.next() {
         text.extend(chunk.valid().split('\0'));
-        let cut = chunks.peek().is_none() && bytes.len() >= KEPT_BODY_BYTES;
-        if !chunk.invalid().is_empty() && !cut {
+        let is_cut = cut && chunks.peek().is_none();
+        if !chunk.invalid().is_empty() && !is_cut {
             text.push(char::REPLACEMENT_CHARACTER);
         }
     }
-    // Replacement characters are longer than what they replace.
-    let mut end = text.len().min(KEPT_BODY_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
     text
 }
 
@@ -136,12 +155,38 @@ mod tests {
 
     #[test]
     fn bodies_become_text_that_can_be_stored() {
-        assert_eq!(text(b"plain"), "plain");
-        assert_eq!(text(b"a\0b\0"), "ab");
-        assert_eq!(text(b"a\xffb\xc3"), "a\u{fffd}b\u{fffd}");
-        let mut cut = vec![b'x'; KEPT_BODY_BYTES - 1];
-        cut.push(0xc3);
-        assert_eq!(text(&cut), "x".repeat(KEPT_BODY_BYTES - 1));
-        assert!(text(&[0xff; KEPT_BODY_BYTES]).len() <= KEPT_BODY_BYTES);
+        assert_eq!(text(b"plain", false), "plain");
+        assert_eq!(text(b"a\0b\0", false), "ab");
+        assert_eq!(text(b"a\xffb\xc3", false), "a\u{fffd}b\u{fffd}");
+        assert_eq!(text(b"a\xffb\xc3", true), "a\u{fffd}b");
+        // Replacement characters are longer than what they replace.
+        assert!(beginning(text(&[0xff; KEPT_BODY_BYTES], false), &[]).len() <= KEPT_BODY_BYTES);
+    }
+
+    #[test]
+    fn what_is_kept_holds_no_part_of_a_secret() {
+        let secret = "abcdefghij".repeat(3);
+        for before in 0..=KEPT_BODY_BYTES + 1 {
+            // A character of two bytes may lie across the edge as well.
+            let body =
+                format!("{}{secret}{}", "ä".repeat(before / 2) + &"-".repeat(before % 2), "ü".repeat(9));
+            let kept = beginning(body, &[&secret]);
+            assert!(kept.len() <= KEPT_BODY_BYTES && !kept.contains("abc"), "after {before} bytes: {kept}");
+            assert!(kept.len() + 1 >= before.min(KEPT_BODY_BYTES), "after {before} bytes: {}", kept.len());
+        }
+        let [short, long] = [String::from("abcdef"), "ab".repeat(300)];
+        let body = format!("{}{short}{long}{short}{}", "-".repeat(KEPT_BODY_BYTES - 300), "-".repeat(5_000));
+        let kept = beginning(body, &[&long, &short]);
+        assert_eq!(kept, "-".repeat(KEPT_BODY_BYTES - 300) + "***");
+    }
+
+    #[test]
+    fn credentials_are_what_is_secret_of_a_header() {
+        let of = |text: &[u8]| credentials(&HeaderValue::from_bytes(text).expect("a value"));
+        assert_eq!(of(b"Bearer a-token"), ["a-token"]);
+        assert_eq!(of(b"Basic bWU6YS1wYXNzd29yZA=="), ["bWU6YS1wYXNzd29yZA==", "a-password"]);
+        assert_eq!(of("a clé of ours".as_bytes()), ["a clé of ours"]);
+        assert_eq!(of(b"short"), [""; 0]);
+        assert_eq!(of(b"no \xff text"), [""; 0]);
     }
 }

@@ -84,7 +84,7 @@ impl Sender {
     pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
         let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
         let secrets = target.headers.iter().filter(|(_, value)| value.is_sensitive());
-        let secrets = secrets.filter_map(|(_, value)| answer::credential(value)).collect();
+        let secrets = secrets.flat_map(|(_, value)| answer::credentials(value)).collect();
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
         let grant = target.grant.take();
@@ -150,9 +150,9 @@ impl Sender {
             let status = head.status().as_u16();
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
         }
-        let answer = answer::read(head, deadline, self.target.timeout).await;
-        let token = token.and_then(|token| answer::credential(&token.header));
-        answer::without(answer, self.secrets.iter().chain(&token))
+        let of_token = token.map(|token| answer::credentials(&token.header)).unwrap_or_default();
+        let secrets: Vec<&String> = self.secrets.iter().chain(&of_token).collect();
+        answer::read(head, deadline, self.target.timeout, &secrets).await
     }
 
     async fn send(

@@ -86,6 +86,8 @@ fn parse(payload: &str) -> Where {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
@@ -96,5 +98,18 @@ mod tests {
         let ids = vec![DestinationId(id.parse().expect("a uuid")); 2];
         assert_eq!(parse(&format!("{id},{id}")), Where::At(ids));
         assert_eq!(parse(&format!("{id},x")), Where::Everywhere);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_notified_means_somewhere(
+            text in ".*",
+            ids in proptest::collection::vec(0..9_u128, 1..9),
+        ) {
+            let ids: Vec<Uuid> = ids.into_iter().map(Uuid::from_u128).collect();
+            let list = ids.iter().map(Uuid::to_string).collect::<Vec<_>>().join(",");
+            proptest::prop_assert_eq!(parse(&list), Where::At(ids.into_iter().map(DestinationId).collect()));
+            proptest::prop_assert_eq!(parse(&format!("{list},{text}-")), Where::Everywhere);
+        }
     }
 }

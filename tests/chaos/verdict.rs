@@ -51,7 +51,13 @@ pub async fn judge(stage: &Stage, written: &Written) {
         if ledger.outages.is_empty() && charged > ledger.bad as i64 * 10 {
             wrong.push(format!("{name}: {charged} attempts charged for {} bad answers", ledger.bad));
         }
-        if member.manner == Manner::Healthy && charged > 0 {
+        let is_innocent = match member.manner {
+            Manner::Healthy => true,
+            // A pause that a receiver asks for is no failure; that it cannot be reached is one.
+            Manner::Pausing => ledger.outages.is_empty(),
+            _ => false,
+        };
+        if is_innocent && charged > 0 {
             wrong.push(format!("{name}: {charged} attempts charged"));
         }
         receipts += ledger.seen.values().sum::<usize>();

@@ -62,6 +62,9 @@ const DATABASE_PASSWORD: &str = "pass-of-the-database-10";
 const MISSPELT_PASSWORD: &str = "pass-of-a-typo-11";
 const URL_SECRET: &str = "path-of-a-hook-12";
 const ADMIN: &str = "token-of-the-admin-15";
+const CLIENT_SECRET: &str = "secret-of-a-client-17";
+/// What comes of it.
+const ACCESS_TOKEN: &str = "token-for-a-client-18";
 /// No destination has it, or one that is wrong in the same way.
 const REFUSED: &str = "whsk_refused-and-no-base64-16!";
 /// A key that the program is never given.
@@ -74,6 +77,9 @@ fn misbehave(path: &str) -> Reply {
         Some("resets") => Reply::Reset,
         Some("hangs") => Reply::Hang,
         Some("garbage") => Reply::Raw(b"\0\0 no HTTP\r\n\r\n".to_vec()),
+        Some("token") => {
+            Reply::body(200, format!(r#"{{"access_token": "{ACCESS_TOKEN}", "expires_in": 2}}"#))
+        }
         _ => Reply::Status(200),
     }
 }
@@ -98,6 +104,11 @@ async fn populate(db: &Db, org: Uuid, receiver: &Receiver, (certificate, key): &
         for secret in SIGNING {
             let rotating = new(url.clone()).secret(secret).setting("previous_signing_secret", PREVIOUS);
             rotating.setting("extra_headers", format!(r#"{{"x-extra": "{EXTRA_HEADER}"}}"#)).insert().await;
+        }
+        for token in ["token", "fails", "garbage"] {
+            let config = serde_json::json!({"token_url": receiver.url(&format!("/{token}")),
+                "client_id": "a-client", "client_secret": CLIENT_SECRET});
+            new(url.clone()).auth("oauth2", &config.to_string()).insert().await;
         }
     }
     // No receiver here speaks TLS, and the second key does not belong to its certificate.
@@ -195,7 +206,7 @@ async fn everything_it_says(
     .await;
     let mut said = String::new();
     for path in ["/healthz", "/readyz", "/metrics", "/api/v1/keys", "/"] {
-        said += &program.get(path).await.map(|(_, body)| body).unwrap_or_default();
+        said += &program.get(path).await.unwrap().1;
     }
     let answered = everything_it_answers(db, &program, org).await;
     assert!(program.terminate().await.success());
@@ -255,6 +266,7 @@ async fn no_secret_is_said_or_stored_anywhere_at_any_log_level() {
 
     let mut secrets = vec![KEY, OTHER_KEY, LOST_KEY, PREVIOUS, EXTRA_HEADER, DATABASE_PASSWORD, ADMIN];
     secrets.extend([MISSPELT_PASSWORD, REFUSED, "a-broken-key-13", "a-short-key-of-14"]);
+    secrets.extend([CLIENT_SECRET, ACCESS_TOKEN]);
     secrets.extend(AUTHS.iter().flat_map(|auth| auth.secrets));
     secrets.extend(SIGNING);
     secrets.extend(lines(&client.1));

@@ -154,6 +154,8 @@ impl DestinationActor {
         let task = actix_rt::spawn(async move {
             // Moved as a whole: it must be dropped when the task is.
             let mut report = report;
+            #[cfg(test)]
+            assert_ne!(deliveries[0].event.event_type, "panic", "a test asked for it");
             let attempt = match &sender {
                 Ok(sender) => {
                     let attempt_number = deliveries[0].attempts + 1;
