@@ -183,7 +183,11 @@ pub fn options(url: &Secret) -> Result<ConnectOptions, StoreError> {
     Ok(ConnectOptions::new(server)
         // The lock timeout is below STATEMENT_TIMEOUT: PostgreSQL says what is wrong, and a connection that
         // had to wait can be used again.
-        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")]))
+        .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
+        // A session whose client has gone without a word must not keep its locks for the hours that the
+        // server would wait. In a session by a Unix socket they mean nothing.
+        .options([("tcp_keepalives_idle", "15"), ("tcp_keepalives_interval", "5")])
+        .options([("tcp_keepalives_count", "3"), ("tcp_user_timeout", "30s")]))
 }
 
 /// `options` for a role to which policies apply that let every row through: with `row_security = off`

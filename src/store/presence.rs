@@ -14,8 +14,10 @@ const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
 
 const SHARE: &str = "SELECT pg_advisory_lock_shared($1)";
 const NOW: &str = "SELECT timezone('UTC', clock_timestamp())";
-const TRY_EXCLUSIVE: &str = "SELECT pg_try_advisory_lock($1)";
-const UNLOCK_EXCLUSIVE: &str = "SELECT pg_advisory_unlock($1)";
+/// Taken and given back in one statement: between two of them the connection could die, and its session would
+/// keep everybody out for as long as the server does not notice.
+const TRY_EXCLUSIVE: &str =
+    "SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END";
 
 /// Takes part: from now on, and until `connection` closes, other processes can tell that this one lives.
 /// Returns the moment: what was leased before is not ours.
@@ -37,13 +39,5 @@ pub async fn announce(connection: &mut PgConnection) -> Result<DbTime, StoreErro
 /// # Errors
 /// Whatever the database says.
 pub async fn is_alone(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    in_time(async {
-        let alone: bool =
-            sqlx::query_scalar(TRY_EXCLUSIVE).bind(LOCK_KEY).fetch_one(&mut *connection).await?;
-        if alone {
-            sqlx::query(UNLOCK_EXCLUSIVE).bind(LOCK_KEY).execute(&mut *connection).await?;
-        }
-        Ok(alone)
-    })
-    .await
+    in_time(sqlx::query_scalar(TRY_EXCLUSIVE).bind(LOCK_KEY).fetch_one(connection)).await
 }

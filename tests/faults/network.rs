@@ -1,6 +1,10 @@
 //! A bad network between the dispatcher and PostgreSQL.
 
+use std::future::{Future as _, poll_fn};
+use std::task::Poll;
 use std::time::Duration;
+
+use posthaste::store::presence;
 
 use crate::common::{Db, End, Fault, Proxy, eventually};
 use crate::scene::Scene;
@@ -38,6 +42,42 @@ async fn database_connections_are_half_open_while_nothing_is_to_be_done() {
     proxy.set(Fault::None);
     scene.recovers("half-open while idle").await;
     scene.ends(1).await;
+}
+
+#[tokio::test]
+async fn who_dies_while_it_looks_for_others_is_in_nobody_s_way() {
+    let db = Db::new().await;
+    let proxy = Proxy::before(&db.url);
+    let connect = async || {
+        let options = posthaste::store::options(&proxy.url()).unwrap();
+        posthaste::store::connect(&options).await.unwrap()
+    };
+    let (mut dies, mut lives) = (connect().await, connect().await);
+    // The statement is known to the session then, and its next use is one message.
+    assert!(presence::is_alone(&mut dies).await.unwrap());
+    sqlx::query("SELECT 'not that one'").execute(&mut dies).await.unwrap();
+    let mut looks = Box::pin(presence::is_alone(&mut dies));
+    let is_sent = poll_fn(|context| Poll::Ready(looks.as_mut().poll(context).is_pending())).await;
+    assert!(is_sent, "and nobody will read the answer");
+    drop(looks);
+    let done = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+        AND state = 'idle' AND application_name = 'posthaste' AND query LIKE '%pg_try_advisory_lock%'";
+    eventually("the server has done it", async || db.number(done).await == 1).await;
+    presence::announce(&mut lives).await.unwrap();
+    drop(dies);
+}
+
+#[tokio::test]
+async fn sessions_have_the_server_notice_when_their_client_has_gone() {
+    let db = Db::new().await;
+    let options = posthaste::store::options(&db.url).unwrap();
+    let mut session = posthaste::store::connect(&options).await.unwrap();
+    // What a session by a Unix socket shows of them is 0.
+    let told = "SELECT string_agg(reset_val, ' ' ORDER BY name) FROM pg_settings
+        WHERE name LIKE 'tcp\\_%' AND source = 'client'";
+    let told: String = sqlx::query_scalar(told).fetch_one(&mut session).await.unwrap();
+    // Count, seconds idle, seconds between, milliseconds until what was sent must have arrived.
+    assert_eq!(told, "3 15 5 30000");
 }
 
 #[tokio::test]
