@@ -72,6 +72,47 @@ async fn a_backlog_costs_few_statements_and_each_row_is_written_twice() {
 }
 
 #[tokio::test]
+async fn a_plan_that_was_made_while_nothing_was_due_serves_a_backlog() {
+    const EACH: i64 = 100;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let mut orgs = Vec::new();
+    for _ in 0..DESTINATIONS {
+        let org = db.org().await;
+        db.destination(org, receiver.url("/")).insert().await;
+        db.destination(org, receiver.url("/")).setting("ordered", "true").insert().await;
+        db.events(org, 1).await;
+        orgs.push(org);
+    }
+    // The table has rows, all of them delivered, and PostgreSQL knows it.
+    let never = [("POSTHASTE_POLL_INTERVAL", "1h")];
+    let mut posthaste = Posthaste::serve_with(&db.url, &never).await;
+    let arrived = async |count: i64| {
+        eventually("all have arrived", async || receiver.count() as i64 == count).await;
+    };
+    arrived(2 * DESTINATIONS).await;
+    assert!(posthaste.terminate().await.success());
+    db.execute("VACUUM (ANALYZE)").await;
+
+    // Neither a poll nor a test that asks the database how far it is may use the index that is looked at.
+    let mut posthaste = Posthaste::serve_with(&db.url, &never).await;
+    db.events(orgs[0], 1).await;
+    arrived(2 * DESTINATIONS + 2).await;
+    for org in orgs {
+        db.events(org, EACH as usize).await;
+    }
+    arrived(2 * DESTINATIONS + 2 + 2 * DESTINATIONS * EACH).await;
+    // Its sessions end, and tell what they have read.
+    assert!(posthaste.terminate().await.success());
+    let read = "SELECT idx_tup_read FROM pg_stat_user_indexes
+        WHERE indexrelname = 'idx_webhook_deliveries_pending'";
+    let read = db.number(read).await;
+    // It is in the order of nobody's queue: each claim would look at what is due for all destinations.
+    assert!(read <= 20 * DESTINATIONS, "{read} entries of an index of all destinations were read");
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn a_single_event_costs_one_statement_that_claims_and_one_that_records() {
     const EVENTS: i64 = 50;
     let db = Db::new().await;

@@ -91,6 +91,9 @@
 //!   before, 5.9 and 6.6 after, p99 107 and 132 before, 47 and 61 after. `drain`, by the CPU that its
 //!   receiver took as the machine changed its speed: 10 destinations 10 % faster, 1,000 5 %, and 100 2 %
 //!   slower. With 200 rows p99 was 28 and 30 ms, but 100 destinations were 8 % slower, and 1,000 2 %.
+//! - Searches in the order of the index that they should use, in sessions that sort nothing else: a plan that
+//!   was made while nothing was due took the index of all that is due, and each claim looked at all of it.
+//!   `fleet`, one event for each of 10,000: 7 to 20 s before (7 runs), 2.5 and 3.1 after.
 //!
 //! What was tried and not kept:
 //!

@@ -22,7 +22,8 @@ FROM unnest($1::uuid[]) AS a(id) CROSS JOIN LATERAL (
 const DEPTHS: &str = "
 SELECT a.id, (SELECT count(*) FROM (
     SELECT FROM public.webhook_deliveries d
-    WHERE d.destination_id = a.id AND d.status IN ('pending', 'failed') LIMIT $2) part)
+    WHERE d.destination_id = a.id AND d.status IN ('pending', 'failed')
+    ORDER BY d.next_retry_at LIMIT $2) part)
 FROM unnest($1::uuid[]) AS a(id)";
 
 const DEPTH_OF_ALL: &str = "

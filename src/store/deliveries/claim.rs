@@ -119,8 +119,10 @@ const EVENT_COLUMNS: &str = "
     WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
 
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte limit
-/// of all. The rows come with `kind` 0; then one row of kind 1 for each destination with what falls due next,
-/// and one of kind 2 for each destination of which a byte limit cut something off.
+/// of all. Each search is in the order of the index that it should use, as sessions sort nothing that they
+/// can have in order (see [`crate::store::planned`]). The rows come with `kind` 0; then one row of kind 1 for
+/// each destination with what falls due next, and one of kind 2 for each destination of which a byte limit
+/// cut something off.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -152,6 +154,8 @@ picked AS MATERIALIZED (
           -- rows that an application inserted itself: due now
           AND d.next_retry_at IS NULL
           AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)) IS NOT TRUE
+        -- all are alike; it says by which index, as above
+        ORDER BY d.next_retry_at
         LIMIT a.want
         FOR NO KEY UPDATE SKIP LOCKED
     ) p
@@ -173,7 +177,7 @@ FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN cl
 /// than the lock, or it would not see what another process has claimed meanwhile.
 const LOCK_ORDERED: &str = "
     SELECT id FROM public.webhook_destinations WHERE id = ANY($1::uuid[])
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED";
+    FOR NO KEY UPDATE SKIP LOCKED";
 
 /// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the
 /// queue up to the first delivery that is not due.
