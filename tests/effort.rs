@@ -107,7 +107,8 @@ async fn a_plan_that_was_made_while_nothing_was_due_serves_a_backlog() {
     let read = "SELECT idx_tup_read FROM pg_stat_user_indexes
         WHERE indexrelname = 'idx_webhook_deliveries_pending'";
     let read = db.number(read).await;
-    // It is in the order of nobody's queue: each claim would look at what is due for all destinations.
+    // It is in the order of nobody's queue: each claim would look at what is due for all destinations. The
+    // looks at the destinations after the start may read a little of it.
     assert!(read <= 20 * DESTINATIONS, "{read} entries of an index of all destinations were read");
     check_invariants(&db, &[&receiver]).await;
 }

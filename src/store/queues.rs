@@ -19,6 +19,7 @@ FROM unnest($1::uuid[]) AS a(id) CROSS JOIN LATERAL (
     WHERE d.destination_id = a.id AND d.status IN ('pending', 'failed')
     ORDER BY d.created_at, d.id LIMIT 1) o";
 
+/// The order says by which index each is counted, see [`super::planned`].
 const DEPTHS: &str = "
 SELECT a.id, (SELECT count(*) FROM (
     SELECT FROM public.webhook_deliveries d
