@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Db, Posthaste, Receiver, check_invariants, eventually};
+use common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually};
 
 const DESTINATIONS: i64 = 10;
 const EACH: i64 = 1_000;
@@ -23,6 +23,12 @@ async fn statements(posthaste: &Posthaste) -> [i64; 2] {
         metric(posthaste, "posthaste_claim_duration_seconds_count").await,
         metric(posthaste, "posthaste_record_duration_seconds_count").await,
     ]
+}
+
+/// How many entries of an index were read; sessions that have ended have told all of theirs.
+async fn read_of(db: &Db, index: &str) -> i64 {
+    let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname";
+    db.number(&format!("{read} = '{index}'")).await
 }
 
 /// One of PostgreSQL's counters of `webhook_deliveries`; sessions that have ended have told all of theirs.
@@ -64,9 +70,7 @@ async fn a_backlog_costs_few_statements_and_each_row_is_written_twice() {
     let hot = counter(&db, "n_tup_hot_upd").await - hot;
     assert!(hot >= all * 9 / 10, "{hot} HOT updates of {all} deliveries");
     // Each claim goes on where the last one ended.
-    let found =
-        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'posthaste_deliveries_due'";
-    let found = db.number(found).await;
+    let found = read_of(&db, "posthaste_deliveries_due").await;
     assert!(found <= all * 6, "{found} entries of the index were read for {all} deliveries");
     check_invariants(&db, &[&receiver]).await;
 }
@@ -85,8 +89,8 @@ async fn a_plan_that_was_made_while_nothing_was_due_serves_a_backlog() {
         orgs.push(org);
     }
     // The table has rows, all of them delivered, and PostgreSQL knows it.
-    let never = [("POSTHASTE_POLL_INTERVAL", "1h")];
-    let mut posthaste = Posthaste::serve_with(&db.url, &never).await;
+    let often = [("POSTHASTE_POLL_INTERVAL", "100ms")];
+    let mut posthaste = Posthaste::serve_with(&db.url, &often).await;
     let arrived = async |count: i64| {
         eventually("all have arrived", async || receiver.count() as i64 == count).await;
     };
@@ -94,8 +98,8 @@ async fn a_plan_that_was_made_while_nothing_was_due_serves_a_backlog() {
     assert!(posthaste.terminate().await.success());
     db.execute("VACUUM (ANALYZE)").await;
 
-    // Neither a poll nor a test that asks the database how far it is may use the index that is looked at.
-    let mut posthaste = Posthaste::serve_with(&db.url, &never).await;
+    // No test that asks the database how far it is may use the index that is looked at; polls do not either.
+    let mut posthaste = Posthaste::serve_with(&db.url, &often).await;
     db.events(orgs[0], 1).await;
     arrived(2 * DESTINATIONS + 2).await;
     for org in orgs {
@@ -104,12 +108,70 @@ async fn a_plan_that_was_made_while_nothing_was_due_serves_a_backlog() {
     arrived(2 * DESTINATIONS + 2 + 2 * DESTINATIONS * EACH).await;
     // Its sessions end, and tell what they have read.
     assert!(posthaste.terminate().await.success());
-    let read = "SELECT idx_tup_read FROM pg_stat_user_indexes
-        WHERE indexrelname = 'idx_webhook_deliveries_pending'";
-    let read = db.number(read).await;
+    let read = read_of(&db, "idx_webhook_deliveries_pending").await;
     // It is in the order of nobody's queue: each claim would look at what is due for all destinations. The
     // looks at the destinations after the start may read a little of it.
     assert!(read <= 20 * DESTINATIONS, "{read} entries of an index of all destinations were read");
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
+async fn a_retry_reads_the_attempts_of_its_own_delivery() {
+    const EVENTS: usize = 200;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).retry(5, 100).insert().await;
+    // PostgreSQL knows that there are no attempts, and the statements are planned by that.
+    db.execute("VACUUM (ANALYZE)").await;
+    // No breaker opens.
+    let settings = [("POSTHASTE_POLL_INTERVAL", "1h"), ("POSTHASTE_BREAKER_THRESHOLD", "1000")];
+    let mut posthaste = Posthaste::serve_with(&db.url, &settings).await;
+    receiver.script(|request| match request.header("posthaste-attempt") {
+        Some("1" | "2") => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
+    db.events(org, EVENTS).await;
+    eventually("each has arrived three times", async || receiver.count() == 3 * EVENTS).await;
+    assert!(posthaste.terminate().await.success());
+    // The order of all attempts is of use to retention only.
+    let read = read_of(&db, "posthaste_attempts_started").await;
+    assert_eq!(read, 0, "entries of an index of all attempts were read");
+    assert_eq!(db.number("SELECT count(*) FROM posthaste_attempts").await, 2 * EVENTS as i64);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
+async fn a_poll_does_not_read_what_is_not_due() {
+    const WAITING: i64 = 2_000;
+    const FOUND: usize = 10;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    for events in [WAITING as usize, FOUND] {
+        let org = db.org().await;
+        db.destination(org, receiver.url("/")).insert().await;
+        db.events(org, events).await;
+    }
+    db.execute("UPDATE webhook_deliveries SET next_retry_at = next_retry_at + interval '1 hour'").await;
+    db.execute("VACUUM (ANALYZE)").await;
+    let mut posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "100ms")]).await;
+    for found in 1..=FOUND {
+        // Nobody is notified: a poll has to find it. The last ones are the other destination's.
+        db.execute(
+            "UPDATE webhook_deliveries SET next_retry_at = next_retry_at - interval '2 hours'
+            WHERE id = (SELECT id FROM webhook_deliveries ORDER BY next_retry_at DESC LIMIT 1)",
+        )
+        .await;
+        eventually("it has arrived", async || receiver.count() == found).await;
+    }
+    assert!(posthaste.terminate().await.success());
+    let read = "SELECT (SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes
+            WHERE relname = 'webhook_deliveries')
+        + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'webhook_deliveries')";
+    let read = db.number(read).await;
+    // The test itself reads all for each one that it makes due, and twice more.
+    let own = WAITING * (FOUND as i64 + 2);
+    assert!(read < own + 5 * WAITING, "{read} rows and entries were read, at most {own} of them by the test");
     check_invariants(&db, &[&receiver]).await;
 }
 

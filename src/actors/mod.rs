@@ -170,11 +170,11 @@ impl Dispatcher {
         let network = Arc::new(Network::new(config.egress_rules(), config.ca_file.as_deref())?);
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
-        let pool = store::pool(options.clone(), POOL_CONNECTIONS);
+        let planned = store::planned(options.clone());
+        let pool = store::pool(planned.clone(), POOL_CONNECTIONS);
         let (told, ended) = watch::channel("");
         let told = Arc::new(told);
         let lifeline = |name| Lifeline { name, ended: told.clone() };
-        let planned = store::planned(options.clone());
         let db = DbActor::new(config.clone(), planned, bytes, lifeline("the database actor")).start();
         let jobs = Runner::start(store::pool(store::indexed(options.clone()), 1), config.poll_interval);
         let ages = config.operations.retention;

@@ -153,15 +153,20 @@ fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
     })
 }
 
+/// Each search is bounded, and in the order of the index that it should use: it reads one entry, however many
+/// deliveries of other destinations are due, or of this one are not due yet.
 const POLL: &str = concat!(
-    "SELECT w.id, ",
+    "WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now)
+    SELECT w.id, ",
     version!(),
     ",
-        EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = w.id
-            AND d.status IN ('pending', 'failed') AND d.next_retry_at <= timezone('UTC', clock_timestamp()))
-        OR EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = w.id
-            AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL)
-    FROM public.webhook_destinations w
+        (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+            AND d.status IN ('pending', 'failed') AND d.next_retry_at <= c.now
+            ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL
+        OR (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+            AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL
+            ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL
+    FROM clock c CROSS JOIN public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
     WHERE w.enabled"
 );

@@ -66,14 +66,14 @@ WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 old AS MATERIALIZED (
     SELECT d.id, d.",
             $by,
-            " AS at FROM public.webhook_deliveries d CROSS JOIN clock c
+            " AS at FROM public.webhook_deliveries d
     WHERE d.status = '",
             $status,
             "' AND d.",
             $by,
             " >= $1 AND d.",
             $by,
-            " < c.now - $2::interval",
+            " < (SELECT now FROM clock) - $2::interval",
             $and,
             "
     ORDER BY d.",
@@ -103,14 +103,16 @@ const PRUNE_DELIVERED: &str = prune_deliveries!("delivered", "delivered_at", "")
 const PRUNE_DEAD: &str = prune_deliveries!(
     "dead",
     "created_at",
-    " AND coalesce(d.last_attempt_at, d.created_at) < c.now - $2::interval"
+    " AND coalesce(d.last_attempt_at, d.created_at) < (SELECT now FROM clock) - $2::interval"
 );
 
 /// Attempts are never updated, so `ctid` names the same row throughout the statement.
 const PRUNE_ATTEMPTS: &str = "
-WITH old AS MATERIALIZED (
-    SELECT a.ctid AS place, a.delivery_id, a.started_at AS at FROM public.posthaste_attempts a
-    WHERE a.started_at >= $1 AND a.started_at < timezone('UTC', clock_timestamp()) - $2::interval
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+old AS MATERIALIZED (
+    SELECT a.ctid AS place, a.delivery_id, a.started_at AS at
+    FROM public.posthaste_attempts a
+    WHERE a.started_at >= $1 AND a.started_at < (SELECT now FROM clock) - $2::interval
     ORDER BY a.started_at LIMIT $3
 ),
 deleted AS (

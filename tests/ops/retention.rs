@@ -187,6 +187,7 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
     settled(&setup, org, "delivered", 3, MANY).await;
     settled(&setup, org, "dead", 3, 5).await;
     settled(&setup, org, "failed", 3, 5).await;
+    settled(&setup, org, "delivered", 0, 4 * MANY).await;
     setup.pool.close().await;
     let options = store::options(&db.url).unwrap();
     let mut observer = store::connect(&options).await.unwrap();
@@ -220,6 +221,13 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
         assert!(number(&used).await > 0, "{index}");
     }
     assert_eq!(number(scans).await, before);
+    // Each stops where the young ones begin.
+    for index in ["posthaste_deliveries_delivered", "posthaste_attempts_started"] {
+        let read = format!("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index}'");
+        let read = number(&read).await;
+        // All are of the same moment: each statement begins with what the ones before it have deleted.
+        assert!(read < 3 * MANY as i64, "{index}: {read} entries were read to find at most {}", MANY + 10);
+    }
     check_invariants(&db, &[]).await;
 }
 

@@ -255,8 +255,8 @@ taken AS (
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
             -- since it was queued: a replay, which sets created_at, begins anew
-            (SELECT min(h.started_at) FROM public.posthaste_attempts h
-             WHERE h.delivery_id = d.id AND h.started_at >= d.created_at) END,
+            (SELECT min(h.started_at) FILTER (WHERE h.started_at >= d.created_at)
+             FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
         s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,
         s.event_category,
         CASE WHEN octet_length(s.content) <= $7 THEN s.content END,
