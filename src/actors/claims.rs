@@ -111,17 +111,24 @@ impl Claims {
         self.queues.iter().map(|queue| queue.count).sum()
     }
 
-    /// The claims of the next statement of `line`, in fair order, with their shares of the bytes that are
-    /// free; none if nobody waits who may have any. The other line's statement may be under way: each gets
-    /// half of what is free.
-    pub(super) fn next(&mut self, line: Line, bytes: &Limit, max_event_bytes: usize) -> Group {
+    /// The claims of the next statement of `line`, for at most `most_rows`, in fair order, with their shares
+    /// of the bytes that are free; none if nobody waits who may have any. The other line's statement may be
+    /// under way: each gets half of what is free.
+    pub(super) fn next(
+        &mut self,
+        line: Line,
+        most_rows: usize,
+        bytes: &Limit,
+        max_event_bytes: usize,
+    ) -> Group {
         let queue = &mut self.queues[line as usize];
+        let most_rows = most_rows.min(queue.rows);
         let mut claims: Vec<Claim> = Vec::new();
         let mut rows = 0;
-        while rows < queue.rows
+        while rows < most_rows
             && let Some((_, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
         {
-            claim.ask.want = claim.ask.want.min((queue.rows - rows) as u32);
+            claim.ask.want = claim.ask.want.min((most_rows - rows) as u32);
             rows += claim.ask.want as usize;
             claims.push(claim);
         }

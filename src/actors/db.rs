@@ -1,7 +1,8 @@
 //! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
 //!
 //! Three lanes, each with a connection of its own and one statement under way: what arrives meanwhile is
-//! merged into the next (group commit). One writes results, one claims from backlogs, one claims what is new.
+//! merged into the next (group commit). One writes results, one claims from backlogs, one claims what is new;
+//! where they are in each other's way, the backlogs hold back ([`crate::policy::courtesy`]).
 //! Claims wait in fair queues, so that an organization with a thousand destinations takes turns with one that
 //! has a single one. Results are kept until they are written, however long the database is away; their number
 //! is bounded by what was claimed.
@@ -24,6 +25,7 @@ use super::tally::{self, Histogram, RESULTS};
 use crate::clock;
 use crate::config::Config;
 use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
+use crate::policy::courtesy::{Courtesy, FEW_ROWS};
 use crate::policy::health::Saved;
 use crate::store::deliveries::{Ask, MAX_RECORD_ROWS};
 use crate::store::destinations::OperationalEvent;
@@ -161,6 +163,9 @@ pub struct DbActor {
     results_done: u64,
     claims_stopped: bool,
     waits_for_bytes: bool,
+    /// The last statement that claimed from backlogs left more.
+    has_backlogs: bool,
+    courtesy: Courtesy,
     work: Work,
     last_recorded: usize,
     careful: usize,
@@ -187,6 +192,8 @@ impl DbActor {
             results_done: 0,
             claims_stopped: false,
             waits_for_bytes: false,
+            has_backlogs: false,
+            courtesy: Courtesy::default(),
             work: Work::default(),
             last_recorded: 0,
             careful: 0,
@@ -232,8 +239,18 @@ impl DbActor {
             });
             return;
         }
+        let holds_back = self.holds_back();
+        // It comes back here when these are claimed.
+        if holds_back && self.is_claiming_backlogs() {
+            return;
+        }
         let Some(mut lane) = self.record_lane.take() else { return };
-        let rows = if self.careful > 0 { 1 } else { MAX_RECORD_ROWS };
+        let rows = match self.careful {
+            // As many as keep their number down.
+            0 if holds_back => (self.work.outcomes.len() / 4).clamp(FEW_ROWS, MAX_RECORD_ROWS),
+            0 => MAX_RECORD_ROWS,
+            _ => 1,
+        };
         let mut work = self.work.take(rows);
         let sent = work.outcomes.len();
         self.careful = self.careful.saturating_sub(sent);
@@ -249,8 +266,8 @@ impl DbActor {
                 this.stats.records.note(clock::now().saturating_duration_since(began));
             }
             this.recorded(sent, work, done);
-            this.record(ctx);
             this.claim(ctx);
+            this.record(ctx);
         }));
     }
 

@@ -196,9 +196,9 @@ pub fn seeing_policies(options: ConnectOptions) -> ConnectOptions {
     options.options([("row_security", "on")])
 }
 
-/// `options` for the statements that look for work, claim and record: planned once, and always by the indexes
-/// that were made for them. The arrays that they are given say nothing to the planner, and a table that has grown since its
-/// last ANALYZE must not turn a claim into a scan.
+/// `options` for the statements that look for work, claim and record: planned once, and always by the
+/// indexes that were made for them. The arrays that they are given say nothing to the planner, and a table
+/// that has grown since its last ANALYZE must not turn a claim into a scan.
 pub fn planned(options: ConnectOptions) -> ConnectOptions {
     options.options([
         ("plan_cache_mode", "force_generic_plan"),

@@ -10,8 +10,9 @@ use crate::actors::claims::{Group, Line};
 use crate::actors::lanes::ClaimLane;
 use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
+use crate::policy::courtesy::FEW_ROWS;
 use crate::store::StoreError;
-use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_RECORD_ROWS};
+use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
 
 /// Results that may wait to be written while more is claimed of backlogs: the next statements are full. What
 /// is new can go on.
@@ -61,7 +62,8 @@ impl DbActor {
         }
         self.claim_in(Line::New, ctx);
         // Otherwise it comes back here when results are written.
-        if waiting <= ENOUGH_RESULTS_WAITING {
+        let is_its_turn = self.record_lane.is_some() || !self.holds_back();
+        if waiting <= ENOUGH_RESULTS_WAITING && is_its_turn {
             self.claim_in(Line::Backlog, ctx);
             let is_stuck = self.claims.len() > 0 && self.claiming == 0;
             if is_stuck && !std::mem::replace(&mut self.waits_for_bytes, true) {
@@ -70,9 +72,25 @@ impl DbActor {
         }
     }
 
+    /// Whether backlogs hold back: then one statement at a time claims from them or records, and it is small.
+    /// Where one fails, the other one must not have to wait until it works.
+    pub(super) fn holds_back(&self) -> bool {
+        let works = self.claim_outage.cause().is_none() && self.record_outage.cause().is_none();
+        works && self.courtesy.is_asked(clock::now())
+    }
+
+    /// Whether a statement that claims from backlogs is under way.
+    pub(super) fn is_claiming_backlogs(&self) -> bool {
+        self.claim_lanes[Line::Backlog as usize].is_none()
+    }
+
     fn claim_in(&mut self, line: Line, ctx: &mut Context<Self>) {
         let Some(mut lane) = self.claim_lanes[line as usize].take() else { return };
-        let Group { claims, room } = self.claims.next(line, &self.bytes, self.config.max_event_bytes);
+        let rows = match line {
+            Line::Backlog if self.holds_back() => FEW_ROWS,
+            _ => MAX_CLAIM_ROWS,
+        };
+        let Group { claims, room } = self.claims.next(line, rows, &self.bytes, self.config.max_event_bytes);
         if claims.is_empty() {
             self.claim_lanes[line as usize] = Some(lane);
             return;
@@ -92,8 +110,8 @@ impl DbActor {
                 Err(error) => this.claim_failed(line, claims, &error),
             }
             this.put_back(line, lane, ctx);
-            this.claim(ctx);
             this.record(ctx);
+            this.claim(ctx);
         }));
     }
 
@@ -131,6 +149,15 @@ impl DbActor {
         let took = received.saturating_duration_since(sent);
         self.stats.claims.note(took);
         self.claims.took(line, took);
+        let more = grants.iter().any(|grant| grant.more);
+        let rows: usize = grants.iter().map(|grant| grant.deliveries.len()).sum();
+        match line {
+            Line::Backlog => self.has_backlogs = more,
+            Line::New if !more && (1..=FEW_ROWS).contains(&rows) => {
+                self.courtesy.note(took, self.has_backlogs, received);
+            }
+            Line::New => {}
+        }
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
         for claim in claims {
