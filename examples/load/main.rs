@@ -94,10 +94,10 @@
 //! - Searches in the order of the index that they should use, in sessions that sort nothing else: a plan that
 //!   was made while nothing was due took the index of all that is due, and each claim looked at all of it.
 //!   `fleet`, one event for each of 10,000: 7 to 20 s before (7 runs), 2.5 and 3.1 after.
-//! - Backlogs that hold back where something new is held up: 32 rows a statement, and one statement at a time
+//! - Backlogs that hold back where something new is held up: 32 rows a claim, and one statement at a time
 //!   of those that claim from backlogs or record. `tenants` p99 28 and 37 ms before, 7.8 and 8.9 after, while
-//!   the backlog went at 60 to 80 % of its speed. (Always on, with 200 rows: 21 and 23; 64: 13 and 13; 200, one
-//!   at a time: 14 and 15; 64, one at a time: 9.8; 32, one at a time: 6.5, at half the speed.)
+//!   the backlog went at 60 to 80 % of its speed. (Always on, with 200 rows: 21 and 23; 64: 13 and 13; 200,
+//!   one at a time: 14 and 15; 64, one at a time: 9.8; 32, one at a time: 6.5, at half the speed.)
 //!
 //! What was tried and not kept:
 //!

@@ -240,13 +240,13 @@ impl DbActor {
             return;
         }
         let holds_back = self.holds_back();
-        // It comes back here when these are claimed.
+        // It comes back here when that statement ends.
         if holds_back && self.is_claiming_backlogs() {
             return;
         }
         let Some(mut lane) = self.record_lane.take() else { return };
         let rows = match self.careful {
-            // As many as keep their number down.
+            // Enough that their number does not keep growing.
             0 if holds_back => (self.work.outcomes.len() / 4).clamp(FEW_ROWS, MAX_RECORD_ROWS),
             0 => MAX_RECORD_ROWS,
             _ => 1,
@@ -320,7 +320,7 @@ impl Handler<Claim> for DbActor {
     type Result = ();
 
     fn handle(&mut self, claim: Claim, ctx: &mut Self::Context) {
-        if claim.after_results && self.results_done < self.results_received {
+        if claim.after_results && !self.claims_stopped && self.results_done < self.results_received {
             self.claims.push_after(self.results_received, claim);
         } else {
             self.enqueue(claim);

@@ -171,7 +171,9 @@ impl Dispatcher {
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
         let planned = store::planned(options.clone());
-        let pool = store::pool(planned.clone(), POOL_CONNECTIONS);
+        // Nobody waits for what the supervisor reads.
+        let patient = planned.clone().options([("lock_timeout", "2s")]);
+        let pool = store::pool(patient, POOL_CONNECTIONS);
         let (told, ended) = watch::channel("");
         let told = Arc::new(told);
         let lifeline = |name| Lifeline { name, ended: told.clone() };

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 /// Rows that a statement claims from backlogs while they hold back.
 pub const FEW_ROWS: usize = 32;
+/// Statements that claim more rows than this are not compared: what they take depends on their rows.
+pub const SMALL: usize = 4;
 /// How long they do so after something new was held up.
 const LASTS: Duration = Duration::from_secs(10);
 /// A statement that takes more than this many times as long as the fastest one was held up.
 const HELD_UP: u32 = 3;
-/// What the fastest one took is forgotten by one part in so many with each that comes: where it is never
-/// reached again, it is not the backlogs that are in the way.
+/// With each statement the fastest time is raised by one part in so many: if it is never reached again, the
+/// backlogs are not the cause.
 const FORGETTING: u32 = 64;
 
 /// Whether backlogs hold back.
@@ -24,7 +26,8 @@ pub struct Courtesy {
 }
 
 impl Courtesy {
-    /// A statement that claimed a few new deliveries took so long, and ended `now`, `beside` a backlog.
+    /// A statement that claimed at most [`SMALL`] new deliveries took this long, and ended `now`; `beside`
+    /// statements of a backlog.
     pub fn note(&mut self, took: Duration, beside: bool, now: Instant) {
         let least = self.least.map_or(took, |least| took.min(least + least / FORGETTING));
         self.least = Some(least);

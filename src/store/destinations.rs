@@ -63,18 +63,27 @@ macro_rules! columns {
 pub mod desk;
 pub mod stats;
 
-const LOAD: &str = concat!(
-    "SELECT ",
-    columns!(),
-    ",
+macro_rules! load {
+    ($which:literal) => {
+        concat!(
+            "SELECT ",
+            columns!(),
+            ",
         t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at, ",
-    version!(),
-    " AS version, timezone('UTC', clock_timestamp()) AS now
+            version!(),
+            " AS version, timezone('UTC', clock_timestamp()) AS now
     FROM public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
     LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
-    WHERE w.enabled AND ($1::uuid[] IS NULL OR w.id = ANY($1))"
-);
+    WHERE w.enabled",
+            $which
+        )
+    };
+}
+
+const LOAD_ALL: &str = load!("");
+
+const LOAD: &str = load!(" AND w.id = ANY($1)");
 
 /// Reads all enabled destinations, or those of `ids` that are enabled, and decrypts their secrets.
 ///
@@ -85,8 +94,11 @@ pub async fn load(
     ids: Option<&[DestinationId]>,
     keys: &KeyRing,
 ) -> Result<Vec<Loaded>, StoreError> {
-    let ids = ids.map(|ids| ids.iter().map(|id| id.0).collect::<Vec<Uuid>>());
-    let rows = in_time(sqlx::query(AssertSqlSafe(LOAD)).bind(ids).fetch_all(db)).await?;
+    let query = match ids {
+        Some(ids) => sqlx::query(LOAD).bind(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()),
+        None => sqlx::query(LOAD_ALL),
+    };
+    let rows = in_time(query.fetch_all(db)).await?;
     Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
 }
 
@@ -153,8 +165,8 @@ fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
     })
 }
 
-/// Each search is bounded, and in the order of the index that it should use: it reads one entry, however many
-/// deliveries of other destinations are due, or of this one are not due yet.
+/// Each search is bounded, and in the order of the index that it should use: it reads one entry that is
+/// alive, however many deliveries of other destinations are due, or of this one are not due yet.
 const POLL: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now)
     SELECT w.id, ",

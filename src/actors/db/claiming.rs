@@ -10,7 +10,7 @@ use crate::actors::claims::{Group, Line};
 use crate::actors::lanes::ClaimLane;
 use crate::clock;
 use crate::model::{DbTime, DestinationId, Outcome};
-use crate::policy::courtesy::FEW_ROWS;
+use crate::policy::courtesy::{Courtesy, FEW_ROWS, SMALL};
 use crate::store::StoreError;
 use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
 
@@ -45,8 +45,8 @@ impl Handler<Refresh> for DbActor {
             ctx.spawn(refresh.into_actor(self).map(move |lane, this, ctx| {
                 this.claiming -= 1;
                 this.put_back(line, lane, ctx);
-                this.claim(ctx);
                 this.record(ctx);
+                this.claim(ctx);
             }));
         }
     }
@@ -73,10 +73,11 @@ impl DbActor {
     }
 
     /// Whether backlogs hold back: then one statement at a time claims from them or records, and it is small.
-    /// Where one fails, the other one must not have to wait until it works.
+    /// Where one fails, or waits for somebody's locks, the other one must not have to wait for it.
     pub(super) fn holds_back(&self) -> bool {
         let works = self.claim_outage.cause().is_none() && self.record_outage.cause().is_none();
-        works && self.courtesy.is_asked(clock::now())
+        let is_free = self.work.locked.is_empty() && !self.claims_stopped;
+        works && is_free && self.courtesy.is_asked(clock::now())
     }
 
     /// Whether a statement that claims from backlogs is under way.
@@ -121,6 +122,7 @@ impl DbActor {
             Line::New if lane.has_failed() => {
                 // The first one serves all for a while, and tells what is wrong if it fails as well.
                 self.claims.merge();
+                self.courtesy = Courtesy::default();
                 ctx.run_later(SECOND_LANE_REST, |this, _| this.add_second_lane(lane));
             }
             Line::New => self.claim_lanes[Line::New as usize] = Some(lane),
@@ -153,8 +155,9 @@ impl DbActor {
         let rows: usize = grants.iter().map(|grant| grant.deliveries.len()).sum();
         match line {
             Line::Backlog => self.has_backlogs = more,
-            Line::New if !more && (1..=FEW_ROWS).contains(&rows) => {
-                self.courtesy.note(took, self.has_backlogs, received);
+            Line::New if !more && (1..=SMALL).contains(&rows) => {
+                let in_the_way = self.is_claiming_backlogs() || self.record_lane.is_none();
+                self.courtesy.note(took, self.has_backlogs && in_the_way, received);
             }
             Line::New => {}
         }

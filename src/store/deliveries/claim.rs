@@ -254,7 +254,7 @@ taken AS (
     RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
-            -- since it was queued: a replay, which sets created_at, begins anew
+            -- since it was queued: a replay, which sets created_at, begins anew; no condition, as in RECORD
             (SELECT min(h.started_at) FILTER (WHERE h.started_at >= d.created_at)
              FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
         s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,

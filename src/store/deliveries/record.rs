@@ -63,7 +63,8 @@ history AS (
     FROM written w
     WHERE w.attempt IS NOT NULL
       -- bounded: the first ones tell how it began, the row itself tells how it is
-      -- by the index of the delivery's attempts: a condition on started_at could take that of all attempts
+      -- counted by the index of each delivery's attempts: with a condition on started_at it could be that of
+      -- all attempts
       AND (SELECT count(*) FILTER (WHERE h.started_at >= w.created_at)
            FROM public.posthaste_attempts h WHERE h.delivery_id = w.id) < 50
 )
