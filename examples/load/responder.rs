@@ -7,12 +7,13 @@
 //! driver.
 
 use std::io::{self, BufRead, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use uuid::Uuid;
 
 use crate::clock;
@@ -25,6 +26,9 @@ const DRIP: Duration = Duration::from_millis(100);
 const FLAKY_ONE_IN: u64 = 3;
 /// Room for the usual request; it grows for batches.
 const BUFFER_BYTES: usize = 4 << 10;
+/// Connections that may wait to be accepted. With the usual 128, a thousand that come at once are tried again
+/// after 1 s.
+const WAITING_CONNECTIONS: u32 = 4_096;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
@@ -111,10 +115,14 @@ pub fn run() -> ExitCode {
 
 fn serve() -> io::Result<()> {
     let log = SharedLog::default();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    println!("{}", listener.local_addr()?.port());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _entered = runtime.enter();
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        socket.listen(WAITING_CONNECTIONS)?
+    };
+    println!("{}", listener.local_addr()?.port());
     let shared = log.clone();
     std::thread::spawn(move || runtime.block_on(accept(listener, shared)));
     obey(&log)
@@ -146,8 +154,7 @@ fn obey(log: &SharedLog) -> io::Result<()> {
     Ok(())
 }
 
-async fn accept(listener: std::net::TcpListener, log: SharedLog) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+async fn accept(listener: TcpListener, log: SharedLog) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
