@@ -163,8 +163,6 @@ pub struct DbActor {
     results_done: u64,
     claims_stopped: bool,
     waits_for_bytes: bool,
-    /// The last statement that claimed from backlogs left more.
-    has_backlogs: bool,
     courtesy: Courtesy,
     work: Work,
     last_recorded: usize,
@@ -192,7 +190,6 @@ impl DbActor {
             results_done: 0,
             claims_stopped: false,
             waits_for_bytes: false,
-            has_backlogs: false,
             courtesy: Courtesy::default(),
             work: Work::default(),
             last_recorded: 0,

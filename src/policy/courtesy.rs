@@ -4,7 +4,10 @@
 //! is enough of these, a statement that claims something new takes as long beside a backlog as without one,
 //! and the backlog need not hold back.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
+
+use crate::model::{DestinationId, OrgId};
 
 /// Rows that a statement claims from backlogs while they hold back.
 pub const FEW_ROWS: usize = 32;
@@ -21,19 +24,42 @@ const FORGETTING: u32 = 64;
 /// Whether backlogs hold back.
 #[derive(Debug, Default)]
 pub struct Courtesy {
+    /// Of which more was due than their last claim gave them.
+    backlogs: HashMap<OrgId, HashSet<DestinationId>>,
     least: Option<Duration>,
     until: Option<Instant>,
 }
 
 impl Courtesy {
+    /// A claim of `destination` was answered; `more` is due than it was given.
+    pub fn granted(&mut self, org: OrgId, destination: DestinationId, more: bool) {
+        if more {
+            self.backlogs.entry(org).or_default().insert(destination);
+        } else if let Some(of_org) = self.backlogs.get_mut(&org) {
+            of_org.remove(&destination);
+            if of_org.is_empty() {
+                self.backlogs.remove(&org);
+            }
+        }
+    }
+
+    /// Whether some destination of `org` has a backlog. What is new to such an organization is held up by its
+    /// own.
+    pub fn has_backlog(&self, org: OrgId) -> bool {
+        self.backlogs.contains_key(&org)
+    }
+
     /// A statement that claimed at most [`SMALL`] new deliveries took this long, and ended `now`; `beside`
-    /// statements of a backlog.
-    pub fn note(&mut self, took: Duration, beside: bool, now: Instant) {
+    /// a statement of a backlog. Whether backlogs begin to hold back.
+    pub fn note(&mut self, took: Duration, beside: bool, now: Instant) -> bool {
         let least = self.least.map_or(took, |least| took.min(least + least / FORGETTING));
         self.least = Some(least);
-        if beside && took > least * HELD_UP {
-            self.until = Some(now + LASTS);
+        if !beside || self.backlogs.is_empty() || took <= least * HELD_UP {
+            return false;
         }
+        let begins = !self.is_asked(now);
+        self.until = Some(now + LASTS);
+        begins
     }
 
     /// Whether backlogs hold back `now`.
@@ -44,28 +70,50 @@ impl Courtesy {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const ORG: OrgId = OrgId(Uuid::from_u128(1));
+    const DESTINATION: DestinationId = DestinationId(Uuid::from_u128(2));
+
+    fn beside_a_backlog() -> (Courtesy, Instant) {
+        let mut courtesy = Courtesy::default();
+        courtesy.granted(ORG, DESTINATION, true);
+        (courtesy, Instant::now())
+    }
 
     #[test]
     fn backlogs_hold_back_for_a_while_after_something_new_was_held_up() {
-        let (mut courtesy, now) = (Courtesy::default(), Instant::now());
+        let (mut courtesy, now) = beside_a_backlog();
         courtesy.note(2 * MS, true, now);
-        courtesy.note(5 * MS, true, now);
-        assert!(!courtesy.is_asked(now), "somewhat slower is not held up");
-        courtesy.note(20 * MS, false, now);
-        assert!(!courtesy.is_asked(now), "nobody was in the way");
-        courtesy.note(20 * MS, true, now);
-        assert!(courtesy.is_asked(now));
+        assert!(!courtesy.note(5 * MS, true, now), "somewhat slower is not held up");
+        assert!(!courtesy.note(20 * MS, false, now), "nobody was in the way");
+        assert!(!courtesy.is_asked(now));
+        assert!(courtesy.note(20 * MS, true, now), "it begins");
+        assert!(!courtesy.note(20 * MS, true, now), "it goes on");
         assert!(courtesy.is_asked(now + LASTS - MS) && !courtesy.is_asked(now + LASTS));
     }
 
     #[test]
+    fn a_backlog_ends_with_the_claim_that_leaves_nothing() {
+        let (mut courtesy, now) = beside_a_backlog();
+        courtesy.note(MS, true, now);
+        assert!(courtesy.has_backlog(ORG));
+        courtesy.granted(ORG, DESTINATION, false);
+        assert!(!courtesy.has_backlog(ORG));
+        courtesy.note(20 * MS, true, now);
+        assert!(!courtesy.is_asked(now), "there is none");
+    }
+
+    #[test]
     fn what_is_always_slow_is_not_held_up() {
-        let (mut courtesy, now) = (Courtesy::default(), Instant::now());
+        let (mut courtesy, now) = beside_a_backlog();
         courtesy.note(MS, false, now);
-        (0..200).for_each(|_| courtesy.note(10 * MS, true, now));
+        for _ in 0..200 {
+            courtesy.note(10 * MS, true, now);
+        }
         let later = now + LASTS;
         courtesy.note(20 * MS, true, later);
         assert!(!courtesy.is_asked(later));

@@ -1,6 +1,6 @@
 //! The half of the [`DbActor`] that claims.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -151,16 +151,7 @@ impl DbActor {
         let took = received.saturating_duration_since(sent);
         self.stats.claims.note(took);
         self.claims.took(line, took);
-        let more = grants.iter().any(|grant| grant.more);
-        let rows: usize = grants.iter().map(|grant| grant.deliveries.len()).sum();
-        match line {
-            Line::Backlog => self.has_backlogs = more,
-            Line::New if !more && (1..=SMALL).contains(&rows) => {
-                let in_the_way = self.is_claiming_backlogs() || self.record_lane.is_none();
-                self.courtesy.note(took, self.has_backlogs && in_the_way, received);
-            }
-            Line::New => {}
-        }
+        self.note_courtesy(line, &claims, &grants, took, received);
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
         for claim in claims {
@@ -189,6 +180,31 @@ impl DbActor {
                 behind,
                 clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
             });
+        }
+    }
+
+    /// Compares how long something new took to be claimed, unless its own organization has a backlog.
+    fn note_courtesy(
+        &mut self,
+        line: Line,
+        claims: &[Claim],
+        grants: &[Grant],
+        took: Duration,
+        now: Instant,
+    ) {
+        let more: HashSet<DestinationId> =
+            grants.iter().filter(|grant| grant.more).map(|grant| grant.destination).collect();
+        for claim in claims {
+            let id = claim.ask.destination;
+            self.courtesy.granted(claim.org, id, more.contains(&id));
+        }
+        let rows: usize = grants.iter().map(|grant| grant.deliveries.len()).sum();
+        let is_new = line == Line::New && (1..=SMALL).contains(&rows);
+        if is_new && !claims.iter().any(|claim| self.courtesy.has_backlog(claim.org)) {
+            let beside = self.is_claiming_backlogs() || self.record_lane.is_none();
+            if self.courtesy.note(took, beside, now) {
+                log::debug!("backlogs hold back for a while: it took {took:?} to claim something new");
+            }
         }
     }
 
