@@ -13,7 +13,7 @@ use crate::model::{DestinationId, OrgId};
 pub const FEW_ROWS: usize = 32;
 /// Statements that claim more rows than this are not compared: what they take depends on their rows.
 pub const SMALL: usize = 4;
-/// How long they do so after something new was held up.
+/// How long backlogs hold back after something new was held up.
 const LASTS: Duration = Duration::from_secs(10);
 /// A statement that takes more than this many times as long as the fastest one was held up.
 const HELD_UP: u32 = 3;
