@@ -171,7 +171,7 @@ impl Dispatcher {
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
         let planned = store::planned(options.clone());
-        // Nobody waits for what the supervisor reads.
+        // An application that holds a lock for a moment is no outage, and no delivery waits for these.
         let patient = planned.clone().options([("lock_timeout", "2s")]);
         let pool = store::pool(patient, POOL_CONNECTIONS);
         let (told, ended) = watch::channel("");

@@ -1,6 +1,6 @@
 //! The half of the [`DbActor`] that claims.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -151,9 +151,9 @@ impl DbActor {
         let took = received.saturating_duration_since(sent);
         self.stats.claims.note(took);
         self.claims.took(line, took);
-        self.note_courtesy(line, &claims, &grants, took, received);
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
+        self.note_courtesy(line, &claims, &grants, took, received);
         for claim in claims {
             let granted = grants.remove(&claim.ask.destination);
             let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
@@ -188,17 +188,15 @@ impl DbActor {
         &mut self,
         line: Line,
         claims: &[Claim],
-        grants: &[Grant],
+        grants: &HashMap<DestinationId, Grant>,
         took: Duration,
         now: Instant,
     ) {
-        let more: HashSet<DestinationId> =
-            grants.iter().filter(|grant| grant.more).map(|grant| grant.destination).collect();
         for claim in claims {
             let id = claim.ask.destination;
-            self.courtesy.granted(claim.org, id, more.contains(&id));
+            self.courtesy.granted(claim.org, id, grants.get(&id).is_some_and(|grant| grant.more));
         }
-        let rows: usize = grants.iter().map(|grant| grant.deliveries.len()).sum();
+        let rows: usize = grants.values().map(|grant| grant.deliveries.len()).sum();
         let is_new = line == Line::New && (1..=SMALL).contains(&rows);
         if is_new && !claims.iter().any(|claim| self.courtesy.has_backlog(claim.org)) {
             let beside = self.is_claiming_backlogs() || self.record_lane.is_none();
