@@ -42,10 +42,11 @@
 //!   arrival of the whole request in the receiver, by the machine's clock; what arrives before its
 //!   acknowledgement counts as 0, and its share is printed. The first 5 s do not count: all is claimed on one
 //!   connection until no other dispatcher has been seen for 3 s. Here a delivery's CPU includes its INSERT.
-//! - **isolation**: 99 healthy destinations, without and then with one that accepts and never answers, drips,
-//!   resets, or answers 500; the bad one has a receiver process of its own, and as many events as any other.
-//!   First the healthy ones' p99 at 500 events/s, measured as in `latency`, then the speed of their backlog
-//!   of 500 deliveries each, from their first arrival to their last.
+//! - **isolation**: 99 healthy destinations, without and with one that is well too (what that changes is noise),
+//!   accepts and never answers, drips, resets, or answers 500; the hundredth one has a receiver process of its
+//!   own, and as many events as any other. The healthy ones' p99 at 500 events/s in 5 s, by two programs that
+//!   take 8 turns each; and the speed of their backlog of 500 deliveries each, from their first arrival to
+//!   their last, in 4 turns each. The medians of the turns count.
 //! - **tenants**: the latency of 50 events/s to the only destination of one organization, alone and beside
 //!   another organization's backlog of 400,000 deliveries for 500 destinations.
 //! - **replay**: the latency of 500 events/s to 10 destinations, as in `latency`, alone and while 100,000

@@ -101,7 +101,7 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// The middle one of sorted values, or the mean of the two in the middle.
-fn median(sorted: &[f64]) -> f64 {
+pub fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
