@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod courtesy;
 mod crash;
 mod delivery;
 mod isolation;

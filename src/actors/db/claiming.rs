@@ -194,7 +194,9 @@ impl DbActor {
     ) {
         for claim in claims {
             let id = claim.ask.destination;
-            self.courtesy.granted(claim.org, id, grants.get(&id).is_some_and(|grant| grant.more));
+            // Nobody takes more for a destination that was disabled meanwhile.
+            let more = claim.reply.connected() && grants.get(&id).is_some_and(|grant| grant.more);
+            self.courtesy.granted(claim.org, id, more);
         }
         let rows: usize = grants.values().map(|grant| grant.deliveries.len()).sum();
         let is_new = line == Line::New && (1..=SMALL).contains(&rows);
