@@ -1,7 +1,8 @@
 //! The [`Supervisor`]: one [`DestinationActor`] per enabled destination, always.
 //!
 //! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it
-//! quick, the poll makes it sure: whatever was missed is found within one poll interval.
+//! quick, the poll makes it sure: whatever was missed is found within one poll interval, or within a few
+//! where a poll is dear ([`super::polls`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Sto
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
+use super::polls::Polls;
 use super::{Lifeline, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
@@ -99,9 +101,7 @@ pub struct Supervisor {
     /// Changed destinations that are to be loaded.
     changed: BTreeSet<DestinationId>,
     loading: bool,
-    polling: bool,
-    /// A poll is wanted as soon as the present one is done.
-    poll_again: bool,
+    polls: Polls,
     /// A poll failed, and the next one is planned.
     retrying: bool,
     outage: Outage,
@@ -129,8 +129,7 @@ impl Supervisor {
             returning: BTreeSet::new(),
             changed: BTreeSet::new(),
             loading: false,
-            polling: false,
-            poll_again: false,
+            polls: Polls::default(),
             retrying: false,
             outage: Outage::default(),
             stats: SupervisorSnapshot::default(),
@@ -142,14 +141,9 @@ impl Supervisor {
 
     /// Looks at all destinations: which have changed, which have work.
     fn poll(&mut self, ctx: &mut Context<Self>) {
-        if self.is_stopping {
+        if self.is_stopping || !self.polls.begin() {
             return;
         }
-        if self.polling {
-            self.poll_again = true;
-            return;
-        }
-        (self.polling, self.poll_again) = (true, false);
         let pool = self.pool.clone();
         let poll = async move {
             match destinations::poll(&pool).await {
@@ -158,12 +152,12 @@ impl Supervisor {
             }
         };
         ctx.spawn(poll.into_actor(self).map(|seen, this, ctx| {
-            this.polling = false;
+            let again = this.polls.end(this.shared.config.poll_interval);
             match seen {
                 Ok(seen) => this.polled(&seen, ctx),
                 Err(error) => this.trouble(&error, ctx),
             }
-            if this.poll_again {
+            if again {
                 this.poll(ctx);
             }
         }));
@@ -357,7 +351,11 @@ impl Actor for Supervisor {
         self.arbiters = (0..self.shared.config.workers.max(1)).map(|_| Arbiter::new()).collect();
         self.reports = Some(ctx.address().recipient());
         self.poll(ctx);
-        ctx.run_interval(self.shared.config.poll_interval, |this, ctx| this.poll(ctx));
+        ctx.run_interval(self.shared.config.poll_interval, |this, ctx| {
+            if !this.polls.are_resting() {
+                this.poll(ctx);
+            }
+        });
         self.listening = Some(actix_rt::spawn(listen(self.pool.clone(), ctx.address())));
     }
 }
