@@ -6,7 +6,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod courtesy;
 mod crash;
 mod delivery;
 mod isolation;
