@@ -34,7 +34,6 @@ mod listen;
 mod locked;
 mod outage;
 mod outbox;
-mod polls;
 pub mod retention;
 pub mod supervisor;
 pub mod tally;

@@ -1,8 +1,7 @@
 //! The [`Supervisor`]: one [`DestinationActor`] per enabled destination, always.
 //!
 //! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it
-//! quick, the poll makes it sure: whatever was missed is found within one poll interval, or within a few
-//! where a poll is dear ([`super::polls`]).
+//! quick, the poll makes it sure: whatever was missed is found within one poll interval.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Sto
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
-use super::polls::Polls;
 use super::{Lifeline, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
@@ -101,7 +99,9 @@ pub struct Supervisor {
     /// Changed destinations that are to be loaded.
     changed: BTreeSet<DestinationId>,
     loading: bool,
-    polls: Polls,
+    polling: bool,
+    /// A poll is wanted as soon as the present one is done.
+    poll_again: bool,
     /// A poll failed, and the next one is planned.
     retrying: bool,
     outage: Outage,
@@ -129,7 +129,8 @@ impl Supervisor {
             returning: BTreeSet::new(),
             changed: BTreeSet::new(),
             loading: false,
-            polls: Polls::default(),
+            polling: false,
+            poll_again: false,
             retrying: false,
             outage: Outage::default(),
             stats: SupervisorSnapshot::default(),
@@ -141,9 +142,14 @@ impl Supervisor {
 
     /// Looks at all destinations: which have changed, which have work.
     fn poll(&mut self, ctx: &mut Context<Self>) {
-        if self.is_stopping || !self.polls.begin() {
+        if self.is_stopping {
             return;
         }
+        if self.polling {
+            self.poll_again = true;
+            return;
+        }
+        (self.polling, self.poll_again) = (true, false);
         let pool = self.pool.clone();
         let poll = async move {
             match destinations::poll(&pool).await {
@@ -152,12 +158,12 @@ impl Supervisor {
             }
         };
         ctx.spawn(poll.into_actor(self).map(|seen, this, ctx| {
-            let again = this.polls.end(this.shared.config.poll_interval);
+            this.polling = false;
             match seen {
                 Ok(seen) => this.polled(&seen, ctx),
                 Err(error) => this.trouble(&error, ctx),
             }
-            if again {
+            if this.poll_again {
                 this.poll(ctx);
             }
         }));
@@ -351,11 +357,7 @@ impl Actor for Supervisor {
         self.arbiters = (0..self.shared.config.workers.max(1)).map(|_| Arbiter::new()).collect();
         self.reports = Some(ctx.address().recipient());
         self.poll(ctx);
-        ctx.run_interval(self.shared.config.poll_interval, |this, ctx| {
-            if !this.polls.are_resting() {
-                this.poll(ctx);
-            }
-        });
+        ctx.run_interval(self.shared.config.poll_interval, |this, ctx| this.poll(ctx));
         self.listening = Some(actix_rt::spawn(listen(self.pool.clone(), ctx.address())));
     }
 }
