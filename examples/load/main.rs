@@ -115,6 +115,10 @@
 //! - Not tried, as it could not gain much, a lighter trigger: of the 1.9 ms that PostgreSQL takes for a
 //!   single event at 500 events/s, the INSERT is 0.8 with the trigger and 0.3 without; claim and record are
 //!   0.2 each, commits and wake-ups the rest.
+//! - Polls that rest 20 times as long as they take. Beside an open transaction a poll reads all that was
+//!   delivered (a million dead entries took 1.1 s, every 5 s), and so does the claim of each destination that
+//!   it wakes: `bloat` 11,577 and 10,601/s before, 11,590 and 13,620 after, PostgreSQL 111 and 113 us before,
+//!   107 and 92 after. But what nothing announces has to be found within the interval.
 //! - awc makes a task and a timer for each request, for a date that requests do not carry: 2 % of the thread
 //!   that sends. There is no way around it from outside.
 
