@@ -175,6 +175,38 @@ async fn a_poll_does_not_read_what_is_not_due() {
 }
 
 #[tokio::test]
+async fn a_backlog_is_not_looked_through_again_where_vacuum_can_remove_nothing() {
+    const EVENTS: usize = 2_000;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let org = db.org().await;
+    let destination = db.destination(org, receiver.url("/"));
+    let destination = destination.setting("rate_limit_per_second", EVENTS / 8).insert().await;
+    db.events(org, EVENTS).await;
+    let mut observer = db.pool.begin().await.unwrap();
+    for statement in ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM organizations"] {
+        sqlx::query(statement).execute(&mut *observer).await.unwrap();
+    }
+    let mut posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "100ms")]).await;
+    eventually("most have arrived", async || receiver.count() >= EVENTS * 3 / 4).await;
+    // Its sessions end, and tell what they have read.
+    assert!(posthaste.terminate().await.success());
+    let found = read_of(&db, "posthaste_deliveries_due").await;
+    assert!(found <= 3 * EVENTS as i64, "{found} entries of the index were read for {EVENTS} deliveries");
+
+    observer.rollback().await.unwrap();
+    db.execute(&format!(
+        "UPDATE posthaste_destination_settings SET rate_limit_per_second = NULL
+        WHERE destination_id = '{destination}'"
+    ))
+    .await;
+    let posthaste = Posthaste::serve(&db.url).await;
+    db.settled().await;
+    drop(posthaste);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn a_single_event_costs_one_statement_that_claims_and_one_that_records() {
     const EVENTS: i64 = 50;
     let db = Db::new().await;

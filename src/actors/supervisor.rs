@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -13,7 +13,7 @@ use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
 use super::db::{DbActor, Flush, Refresh, StopClaims};
-use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Stopped, Wake};
+use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Signs, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
@@ -76,7 +76,7 @@ struct Child {
     addr: Addr<DestinationActor>,
     generation: u64,
     version: i64,
-    woken: Arc<AtomicBool>,
+    signs: Arc<Signs>,
 }
 
 /// See the module.
@@ -150,9 +150,11 @@ impl Supervisor {
             return;
         }
         (self.polling, self.poll_again) = (true, false);
+        let busy = self.children.iter().filter(|(_, child)| child.signs.has_backlog.load(Ordering::Relaxed));
+        let busy: Vec<DestinationId> = busy.map(|(id, _)| *id).collect();
         let pool = self.pool.clone();
         let poll = async move {
-            match destinations::poll(&pool).await {
+            match destinations::poll(&pool, &busy).await {
                 Err(error) => Err(store::cause(&pool, error).await),
                 seen => seen,
             }
@@ -278,15 +280,15 @@ impl Supervisor {
         let id = destination.id;
         self.generation += 1;
         let generation = self.generation;
-        let woken = Arc::new(AtomicBool::new(false));
+        let signs = Arc::new(Signs::default());
         let Some(stopped) = self.reports.clone() else { return };
-        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
+        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), signs: signs.clone() };
         let arbiter = &self.arbiters[generation as usize % self.arbiters.len()];
         let db_clock = DbClock::new(now, clock::now());
         let addr = DestinationActor::start_in_arbiter(&arbiter.handle(), move |_| {
             DestinationActor::new(destination, saved, db_clock, generation, links)
         });
-        let child = Child { addr: addr.clone(), generation, version, woken };
+        let child = Child { addr: addr.clone(), generation, version, signs };
         child.wake();
         self.living.insert((id, generation), addr);
         self.children.insert(id, child);
@@ -344,7 +346,7 @@ impl Supervisor {
 impl Child {
     /// Wakes the destination, unless a wake is under way to it.
     fn wake(&self) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
+        if !self.signs.woken.swap(true, Ordering::AcqRel) {
             self.addr.do_send(Wake);
         }
     }

@@ -166,29 +166,34 @@ fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
 }
 
 /// Each search is bounded, and in the order of the index that it should use: it reads one entry that is
-/// alive, however many deliveries of other destinations are due, or of this one are not due yet.
+/// alive, however many deliveries of other destinations are due, or of this one are not due yet. Where vacuum
+/// can remove nothing it reads all that was delivered: nothing is searched for those who are busy with that.
 const POLL: &str = concat!(
     "WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now)
     SELECT w.id, ",
     version!(),
     ",
-        (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
-            AND d.status IN ('pending', 'failed') AND d.next_retry_at <= c.now
-            ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL
-        OR (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
-            AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL
-            ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL
+        b.id IS NULL AND (
+            (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+                AND d.status IN ('pending', 'failed') AND d.next_retry_at <= c.now
+                ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL
+            OR (SELECT true FROM public.webhook_deliveries d WHERE d.destination_id = w.id
+                AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL
+                ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL)
     FROM clock c CROSS JOIN public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+    LEFT JOIN unnest($1::uuid[]) AS b(id) ON b.id = w.id
     WHERE w.enabled"
 );
 
-/// Looks at every enabled destination: has it changed, is anything due?
+/// Looks at every enabled destination: has it changed, and, unless it is `busy`, is anything due?
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn poll(db: impl PgExecutor<'_>) -> Result<Vec<Seen>, StoreError> {
-    let rows: Vec<(Uuid, i64, bool)> = in_time(sqlx::query_as(AssertSqlSafe(POLL)).fetch_all(db)).await?;
+pub async fn poll(db: impl PgExecutor<'_>, busy: &[DestinationId]) -> Result<Vec<Seen>, StoreError> {
+    let busy: Vec<Uuid> = busy.iter().map(|id| id.0).collect();
+    let query = sqlx::query_as(AssertSqlSafe(POLL)).bind(busy);
+    let rows: Vec<(Uuid, i64, bool)> = in_time(query.fetch_all(db)).await?;
     let seen = |(id, version, due)| Seen { destination: DestinationId(id), version, due };
     Ok(rows.into_iter().map(seen).collect())
 }

@@ -97,7 +97,7 @@ fn compare_row(real: &sqlx::postgres::PgRow, row: &Row, now: Moment) -> Verdict 
 
 /// A poll sees the enabled destinations, and where something may be due; leases are not its concern.
 async fn compare_poll(world: &World<'_>, now: Moment) -> Verdict {
-    let seen = destinations::poll(&world.db.pool).await.unwrap();
+    let seen = destinations::poll(&world.db.pool, &[]).await.unwrap();
     let seen: BTreeMap<Uuid, bool> = seen.iter().map(|seen| (seen.destination.0, seen.due)).collect();
     let expected: BTreeMap<Uuid, bool> = (0..DESTINATIONS)
         .filter(|of| !world.model.destinations[*of].disabled)

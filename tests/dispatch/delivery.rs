@@ -1,10 +1,11 @@
 //! Who gets which event, and what the row of a delivery says afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually};
+use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, check_rows, eventually};
 
 #[tokio::test]
 async fn an_event_reaches_every_matching_destination_of_its_org_and_no_other() {
@@ -49,6 +50,48 @@ async fn an_event_reaches_every_matching_destination_of_its_org_and_no_other() {
     assert_eq!(receiver.count(), 13, "each of them once");
     check_invariants(&db, &[&receiver]).await;
     drop(posthaste);
+}
+
+/// Commits an event that is older than a backlog of `events`, which has begun to arrive, one every 20 ms. No
+/// poll finds it.
+async fn commit_late(db: &Db, receiver: &Receiver, events: usize) -> Posthaste {
+    receiver.reply(Reply::Slow(Duration::from_millis(20)));
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).setting("max_in_flight", 1).insert().await;
+    let mut late = db.pool.begin().await.unwrap();
+    let insert = "INSERT INTO activity_logs (org_id, event_type, event_category) VALUES ($1, 'late', 'test')";
+    sqlx::query(insert).bind(org).execute(&mut *late).await.unwrap();
+    db.events(org, events).await;
+    let posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
+    eventually("the first one has arrived", async || receiver.count() > 0).await;
+    late.commit().await.unwrap();
+    posthaste
+}
+
+#[tokio::test]
+async fn what_is_committed_late_is_found_when_the_backlog_ends() {
+    // Longer than a new process takes to know whose leases are void, and to look again.
+    const BACKLOG: usize = 250;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let posthaste = commit_late(&db, &receiver, BACKLOG).await;
+    eventually("all have arrived", async || receiver.count() > BACKLOG).await;
+    db.settled().await;
+    drop(posthaste);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
+async fn what_is_committed_late_does_not_wait_for_a_long_backlog() {
+    const BACKLOG: usize = 2_500;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let mut posthaste = commit_late(&db, &receiver, BACKLOG).await;
+    let late = "status = 'delivered' AND log_id = (SELECT id FROM activity_logs WHERE event_type = 'late')";
+    eventually("it was delivered", async || db.deliveries(late).await == 1).await;
+    assert!(receiver.count() < BACKLOG, "it was the last one to arrive");
+    assert!(posthaste.terminate().await.success());
+    check_rows(&db).await;
 }
 
 #[tokio::test]

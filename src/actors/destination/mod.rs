@@ -132,8 +132,17 @@ pub struct Links {
     pub stopped: Recipient<Stopped>,
     /// Configuration and limits.
     pub shared: Arc<Shared>,
-    /// Set by the supervisor with a [`Wake`] under way, so that a flood of hints is one message.
-    pub woken: Arc<AtomicBool>,
+    /// With the supervisor.
+    pub signs: Arc<Signs>,
+}
+
+/// What the supervisor and a destination tell each other without a message.
+#[derive(Debug, Default)]
+pub struct Signs {
+    /// A [`Wake`] is under way, so that a flood of hints is one message.
+    pub woken: AtomicBool,
+    /// The last claim left something, and the destination goes on by itself: no poll need look for it.
+    pub has_backlog: AtomicBool,
 }
 
 /// See the module.
@@ -159,13 +168,15 @@ pub struct DestinationActor {
     /// Something may be due that was not claimed yet.
     hungry: bool,
     claiming: bool,
-    /// A hint came while a claim was under way: its answer may be too old.
+    /// A hint came since the last claim from the beginning: its answer may be too old.
     hinted: bool,
+    /// When that claim was asked for.
+    began: Instant,
     /// Results were sent that make deliveries due again: the next claim must see them.
     behind: bool,
     /// Whether the last claim left something.
     line: Line,
-    /// Where the last claim stopped looking.
+    /// Where the last claim stopped looking, and the next one goes on.
     reached: Option<DbTime>,
     /// How far an ordered claim has to look for leases of others.
     ordered: Ordered,
@@ -211,6 +222,7 @@ impl DestinationActor {
             hungry: false,
             claiming: false,
             hinted: false,
+            began: clock::now(),
             behind: false,
             line: Line::New,
             reached: None,
@@ -288,11 +300,10 @@ impl DestinationActor {
         self.timer = Some((handle, moment));
     }
 
-    /// Looks for work again, from the beginning.
+    /// Looks for work again, and from the beginning before it rests.
     fn look(&mut self, ctx: &mut Context<Self>) {
         self.hungry = true;
         self.hinted = true;
-        self.reached = None;
         self.pump(ctx);
     }
 }
@@ -312,7 +323,7 @@ impl Handler<Wake> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
-        self.links.woken.store(false, Ordering::Release);
+        self.links.signs.woken.store(false, Ordering::Release);
         self.look(ctx);
     }
 }
@@ -347,8 +358,9 @@ impl Handler<Granted> for DestinationActor {
         self.claiming = false;
         self.hungry = granted.more || self.hinted;
         self.line = if granted.more { Line::Backlog } else { Line::New };
+        self.links.signs.has_backlog.store(granted.more, Ordering::Relaxed);
         self.behind |= granted.behind;
-        self.reached = if granted.more && !self.hinted && !granted.behind { granted.reached } else { None };
+        self.reached = granted.reached.filter(|_| granted.more && !granted.behind);
         if let Some(clock) = granted.clock {
             self.clock = clock;
         }

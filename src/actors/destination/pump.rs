@@ -29,6 +29,10 @@ const PATIENCE_PER_REQUEST: Duration = Duration::from_micros(100);
 /// memory with what has to wait.
 const MIN_READY: f64 = 32.0;
 
+/// A backlog is looked through from its beginning again after this time, or when it ends: what was committed
+/// late lies there, and where vacuum can remove nothing, the dead entries of all that was delivered.
+const BEGIN_AGAIN: Duration = Duration::from_secs(30);
+
 impl DestinationActor {
     /// Sends what may be sent, then asks for more.
     pub(super) fn pump(&mut self, ctx: &mut Context<Self>) {
@@ -181,11 +185,15 @@ impl DestinationActor {
         }
         let is_ordered = self.destination.settings.ordered;
         self.claiming = true;
-        self.hinted = false;
+        let now = clock::now();
+        let since = self.reached.filter(|_| !is_ordered && now < self.began + BEGIN_AGAIN);
+        if since.is_none() {
+            (self.hinted, self.began) = (false, now);
+        }
         let ask = Ask {
             destination: self.destination.id,
             want,
-            since: if is_ordered { None } else { self.reached },
+            since,
             max_bytes: 0,
             ordered: is_ordered.then_some(self.ordered),
         };
