@@ -20,7 +20,7 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 
 use self::limiter::Limiter;
-use self::pump::Pace;
+use self::pump::{MIN_BEGIN_AGAIN, Pace};
 use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Line, Remember};
@@ -172,6 +172,8 @@ pub struct DestinationActor {
     hinted: bool,
     /// When that claim was asked for.
     began: Instant,
+    /// How long after it the next one comes, while there is a backlog.
+    begin_again: Duration,
     /// Results were sent that make deliveries due again: the next claim must see them.
     behind: bool,
     /// Whether the last claim left something.
@@ -223,6 +225,7 @@ impl DestinationActor {
             claiming: false,
             hinted: false,
             began: clock::now(),
+            begin_again: MIN_BEGIN_AGAIN,
             behind: false,
             line: Line::New,
             reached: None,

@@ -29,9 +29,12 @@ const PATIENCE_PER_REQUEST: Duration = Duration::from_micros(100);
 /// memory with what has to wait.
 const MIN_READY: f64 = 32.0;
 
-/// A backlog is looked through from its beginning again after this time, or when it ends: what was committed
-/// late lies there, and where vacuum can remove nothing, the dead entries of all that was delivered.
-const BEGIN_AGAIN: Duration = Duration::from_secs(30);
+/// A backlog is claimed from its beginning again after this time, and whenever it has lasted twice as long:
+/// what was committed late lies there, or leased by a process that is gone, but where vacuum can remove
+/// nothing, so do the dead entries of all that was delivered.
+pub(super) const MIN_BEGIN_AGAIN: Duration = Duration::from_secs(4);
+/// At the latest, it is claimed from its beginning again after this time.
+const MAX_BEGIN_AGAIN: Duration = Duration::from_secs(60);
 
 impl DestinationActor {
     /// Sends what may be sent, then asks for more.
@@ -186,9 +189,11 @@ impl DestinationActor {
         let is_ordered = self.destination.settings.ordered;
         self.claiming = true;
         let now = clock::now();
-        let since = self.reached.filter(|_| !is_ordered && now < self.began + BEGIN_AGAIN);
+        let since = self.reached.filter(|_| !is_ordered && now < self.began + self.begin_again);
         if since.is_none() {
             (self.hinted, self.began) = (false, now);
+            let longer = self.reached.map(|_| (self.begin_again * 2).min(MAX_BEGIN_AGAIN));
+            self.begin_again = longer.unwrap_or(MIN_BEGIN_AGAIN);
         }
         let ask = Ask {
             destination: self.destination.id,
