@@ -97,7 +97,7 @@ CREATE TABLE public.webhook_deliveries (
     error_message text,
     created_at timestamp without time zone DEFAULT now() NOT NULL,
     delivered_at timestamp without time zone
-) WITH (fillfactor = 45);
+) WITH (fillfactor = 38);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_log_id_key UNIQUE (destination_id, log_id);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
