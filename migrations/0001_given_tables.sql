@@ -82,8 +82,9 @@ ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_retr
 CREATE INDEX idx_webhook_destinations_org_id ON public.webhook_destinations USING btree (org_id);
 CREATE INDEX idx_webhook_destinations_enabled ON public.webhook_destinations USING btree (org_id, enabled) WHERE (enabled = true);
 
--- Claims write one unindexed column: with room on the page that is a HOT update, which costs a third. A whole
--- page is often claimed at once, so there is room for a second version of each row.
+-- Claims write one unindexed column: with room on the page that is a HOT update, which costs a third. There is
+-- room for a second version of each row, as a whole page is often claimed at once, and for a third one of most
+-- of them, its result: while somebody's transaction is open, nothing of it can be removed.
 CREATE TABLE public.webhook_deliveries (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     destination_id uuid NOT NULL,

@@ -24,6 +24,7 @@
 //! Shutdown, in this order: no jobs and no claims any more; every destination gives back what has not started
 //! and ends what has, within the grace; the results are written; the arbiters stop.
 
+mod child;
 mod claims;
 pub mod db;
 pub mod destination;

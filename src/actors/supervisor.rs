@@ -1,19 +1,20 @@
 //! The [`Supervisor`]: one [`DestinationActor`] per enabled destination, always.
 //!
 //! It starts them, tells them of changes, wakes them, and brings back the ones that panicked. Hints make it
-//! quick, the poll makes it sure: whatever was missed is found within one poll interval.
+//! quick, the poll makes it sure: whatever was missed is found within one poll interval, or, where there is a
+//! backlog, by the destination itself.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
+use super::child::Child;
 use super::db::{DbActor, Flush, Refresh, StopClaims};
-use super::destination::{self, DestinationActor, Links, Reconfigure, Retire, Signs, Stopped, Wake};
+use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Signs, Stopped};
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
@@ -70,13 +71,6 @@ pub struct SupervisorSnapshot {
     pub not_listening: Option<String>,
     /// Why the last poll failed, if it did.
     pub trouble: Option<String>,
-}
-
-struct Child {
-    addr: Addr<DestinationActor>,
-    generation: u64,
-    version: i64,
-    signs: Arc<Signs>,
 }
 
 /// See the module.
@@ -150,8 +144,8 @@ impl Supervisor {
             return;
         }
         (self.polling, self.poll_again) = (true, false);
-        let busy = self.children.iter().filter(|(_, child)| child.signs.has_backlog.load(Ordering::Relaxed));
-        let busy: Vec<DestinationId> = busy.map(|(id, _)| *id).collect();
+        let busy: Vec<DestinationId> =
+            self.children.iter().filter(|(_, child)| child.has_backlog()).map(|(id, _)| *id).collect();
         let pool = self.pool.clone();
         let poll = async move {
             match destinations::poll(&pool, &busy).await {
@@ -186,6 +180,8 @@ impl Supervisor {
                 Some(child) if child.version == seen.version => {
                     if seen.due {
                         child.wake();
+                    } else if child.has_backlog() {
+                        child.addr.do_send(GoOn);
                     }
                 }
                 // Panicked a moment ago: its return is planned.
@@ -340,15 +336,6 @@ impl Supervisor {
             // Nobody waits any more if the process is being killed.
             done.send(()).unwrap_or(());
         }));
-    }
-}
-
-impl Child {
-    /// Wakes the destination, unless a wake is under way to it.
-    fn wake(&self) {
-        if !self.signs.woken.swap(true, Ordering::AcqRel) {
-            self.addr.do_send(Wake);
-        }
     }
 }
 

@@ -29,6 +29,29 @@ async fn the_rate_limit_holds_from_the_first_request_on() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_slow_rate_is_given_back_before_its_lease_ends() {
+    let (db, receiver) = (Db::new().await, Receiver::start());
+    let org = db.org().await;
+    let destination = db.destination(org, receiver.url("/")).timeout_ms(30_000);
+    destination.setting("rate_limit_per_second", 0.01).insert().await;
+    db.events(org, 10).await;
+    let mut program = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1s")]).await;
+    eventually("the first one has arrived", async || receiver.count() == 1).await;
+    let leased = "SELECT max(last_attempt_at)::text FROM webhook_deliveries WHERE status = 'pending'";
+    let mut first = None;
+    eventually("the next one waits", async || {
+        first = db.text(leased).await;
+        first.is_some()
+    })
+    .await;
+    eventually("it is leased anew", async || db.text(leased).await.is_some_and(|now| Some(now) > first))
+        .await;
+    assert!(program.terminate().await.success());
+    assert_eq!(receiver.count(), 1);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn the_rate_limit_counts_requests_and_not_events() {
     let (db, receiver) = (Db::new().await, Receiver::start());
     let org = db.org().await;

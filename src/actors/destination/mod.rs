@@ -48,6 +48,12 @@ const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub struct Wake;
 
+/// From the supervisor, at each poll that did not look for work of a destination with a backlog: go on, if
+/// only to give back what has been ready for too long.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct GoOn;
+
 /// From the supervisor: the row or its settings have changed. The state comes along, as enabling clears it.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -168,11 +174,11 @@ pub struct DestinationActor {
     /// Something may be due that was not claimed yet.
     hungry: bool,
     claiming: bool,
-    /// A hint came since the last claim from the beginning: its answer may be too old.
+    /// A hint came since the last claim from the beginning, which may not have seen what it is about.
     hinted: bool,
     /// When that claim was asked for.
     began: Instant,
-    /// How long after it the next one comes, while there is a backlog.
+    /// How long after `began` the next one comes, while there is a backlog.
     begin_again: Duration,
     /// Results were sent that make deliveries due again: the next claim must see them.
     behind: bool,
@@ -331,6 +337,14 @@ impl Handler<Wake> for DestinationActor {
     }
 }
 
+impl Handler<GoOn> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, _: GoOn, ctx: &mut Self::Context) {
+        self.pump(ctx);
+    }
+}
+
 impl Handler<Freed> for DestinationActor {
     type Result = ();
 
@@ -363,7 +377,8 @@ impl Handler<Granted> for DestinationActor {
         self.line = if granted.more { Line::Backlog } else { Line::New };
         self.links.signs.has_backlog.store(granted.more, Ordering::Relaxed);
         self.behind |= granted.behind;
-        self.reached = granted.reached.filter(|_| granted.more && !granted.behind);
+        let goes_on = granted.more && !granted.behind && !self.destination.settings.ordered;
+        self.reached = granted.reached.or(self.reached).filter(|_| goes_on);
         if let Some(clock) = granted.clock {
             self.clock = clock;
         }
@@ -408,6 +423,7 @@ impl Handler<Reconfigure> for DestinationActor {
         }
         if destination.settings.ordered != self.destination.settings.ordered {
             self.ordered = Ordered::Everywhere;
+            self.begin_again = Duration::ZERO;
             let all = self.ready.take_all();
             self.return_unsent(all);
         }

@@ -29,12 +29,12 @@ const PATIENCE_PER_REQUEST: Duration = Duration::from_micros(100);
 /// memory with what has to wait.
 const MIN_READY: f64 = 32.0;
 
-/// A backlog is claimed from its beginning again after this time, and whenever it has lasted twice as long:
+/// A backlog is claimed from its beginning again after this time, and then each time after twice as long:
 /// what was committed late lies there, or leased by a process that is gone, but where vacuum can remove
 /// nothing, so do the dead entries of all that was delivered.
 pub(super) const MIN_BEGIN_AGAIN: Duration = Duration::from_secs(4);
-/// At the latest, it is claimed from its beginning again after this time.
-const MAX_BEGIN_AGAIN: Duration = Duration::from_secs(60);
+/// The longest such time.
+const MAX_BEGIN_AGAIN: Duration = Duration::from_secs(32);
 
 impl DestinationActor {
     /// Sends what may be sent, then asks for more.
@@ -191,9 +191,9 @@ impl DestinationActor {
         let now = clock::now();
         let since = self.reached.filter(|_| !is_ordered && now < self.began + self.begin_again);
         if since.is_none() {
+            let last = self.reached.take().map_or(Duration::ZERO, |_| self.begin_again);
+            self.begin_again = (last * 2).clamp(MIN_BEGIN_AGAIN, MAX_BEGIN_AGAIN);
             (self.hinted, self.began) = (false, now);
-            let longer = self.reached.map(|_| (self.begin_again * 2).min(MAX_BEGIN_AGAIN));
-            self.begin_again = longer.unwrap_or(MIN_BEGIN_AGAIN);
         }
         let ask = Ask {
             destination: self.destination.id,
@@ -248,8 +248,8 @@ impl DestinationActor {
     /// Gives deliveries back that were never sent.
     pub(super) fn return_unsent(&mut self, leased: Vec<Leased>) {
         if !leased.is_empty() {
-            // They lie before the point that the last claim reached.
-            self.reached = None;
+            // They lie before the point that the last claim reached, or one under way will reach.
+            self.begin_again = Duration::ZERO;
             self.hungry = true;
             self.behind = true;
             self.record(leased.iter().map(|leased| Outcome::given_back(&leased.delivery)).collect());
