@@ -24,7 +24,7 @@
 //! Shutdown, in this order: no jobs and no claims any more; every destination gives back what has not started
 //! and ends what has, within the grace; the results are written; the arbiters stop.
 
-mod child;
+mod backlogs;
 mod claims;
 pub mod db;
 pub mod destination;
@@ -48,6 +48,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use tokio::sync::watch;
 
+use self::backlogs::Backlogs;
 use self::db::DbActor;
 use self::jobs::Runner;
 use self::limit::Limit;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub network: Arc<Network>,
     /// Requests in flight.
     pub slots: Limit,
+    /// Who is busy with a backlog.
+    pub backlogs: Backlogs,
     /// What destinations count.
     pub tallies: Arc<Tallies>,
     /// What is wrong with this process or its machine, when it was told last.
@@ -183,7 +186,14 @@ impl Dispatcher {
         let ages = config.operations.retention;
         let retention = (!ages.is_off()).then(|| RetentionActor::new(options.clone(), ages).start());
         let tallies = Tallies::new(config.operations.metrics_max_destinations);
-        let shared = Arc::new(Shared { config, network, slots, tallies, trouble: Trouble::default() });
+        let shared = Arc::new(Shared {
+            config,
+            network,
+            slots,
+            backlogs: Backlogs::default(),
+            tallies,
+            trouble: Trouble::default(),
+        });
         let lifeline = lifeline("the supervisor");
         let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), lifeline).start();
         Ok(Dispatcher { pool, supervisor, db, ended, jobs, retention, shared, options })

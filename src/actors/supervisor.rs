@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
-use super::child::Child;
 use super::db::{DbActor, Flush, Refresh, StopClaims};
-use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Signs, Stopped};
+use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
 use super::locked::LockedOut;
 use super::outage::Outage;
@@ -71,6 +71,13 @@ pub struct SupervisorSnapshot {
     pub not_listening: Option<String>,
     /// Why the last poll failed, if it did.
     pub trouble: Option<String>,
+}
+
+struct Child {
+    addr: Addr<DestinationActor>,
+    generation: u64,
+    version: i64,
+    woken: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -144,9 +151,9 @@ impl Supervisor {
             return;
         }
         (self.polling, self.poll_again) = (true, false);
-        let busy: Vec<DestinationId> =
-            self.children.iter().filter(|(_, child)| child.has_backlog()).map(|(id, _)| *id).collect();
-        let pool = self.pool.clone();
+        let (pool, busy) = (self.pool.clone(), self.shared.backlogs.all());
+        // Nobody looks for them: what has been ready for too long must be given back all the same.
+        busy.iter().filter_map(|id| self.children.get(id)).for_each(|child| child.addr.do_send(GoOn));
         let poll = async move {
             match destinations::poll(&pool, &busy).await {
                 Err(error) => Err(store::cause(&pool, error).await),
@@ -180,8 +187,6 @@ impl Supervisor {
                 Some(child) if child.version == seen.version => {
                     if seen.due {
                         child.wake();
-                    } else if child.has_backlog() {
-                        child.addr.do_send(GoOn);
                     }
                 }
                 // Panicked a moment ago: its return is planned.
@@ -276,15 +281,15 @@ impl Supervisor {
         let id = destination.id;
         self.generation += 1;
         let generation = self.generation;
-        let signs = Arc::new(Signs::default());
+        let woken = Arc::new(AtomicBool::new(false));
         let Some(stopped) = self.reports.clone() else { return };
-        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), signs: signs.clone() };
+        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
         let arbiter = &self.arbiters[generation as usize % self.arbiters.len()];
         let db_clock = DbClock::new(now, clock::now());
         let addr = DestinationActor::start_in_arbiter(&arbiter.handle(), move |_| {
             DestinationActor::new(destination, saved, db_clock, generation, links)
         });
-        let child = Child { addr: addr.clone(), generation, version, signs };
+        let child = Child { addr: addr.clone(), generation, version, woken };
         child.wake();
         self.living.insert((id, generation), addr);
         self.children.insert(id, child);
@@ -336,6 +341,15 @@ impl Supervisor {
             // Nobody waits any more if the process is being killed.
             done.send(()).unwrap_or(());
         }));
+    }
+}
+
+impl Child {
+    /// Wakes the destination, unless a wake is under way to it.
+    fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            self.addr.do_send(Wake);
+        }
     }
 }
 

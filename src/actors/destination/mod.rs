@@ -48,7 +48,7 @@ const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
 #[rtype(result = "()")]
 pub struct Wake;
 
-/// From the supervisor, at each poll that did not look for work of a destination with a backlog: go on, if
+/// From the supervisor, at each poll, which does not look for work of a destination with a backlog: go on, if
 /// only to give back what has been ready for too long.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -120,11 +120,13 @@ struct InFlight {
 struct Obituary {
     stopped: Stopped,
     to: Recipient<Stopped>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Obituary {
     fn drop(&mut self) {
         outbox::flush();
+        self.shared.backlogs.note(self.stopped.destination, false);
         self.to.do_send(self.stopped);
     }
 }
@@ -138,17 +140,8 @@ pub struct Links {
     pub stopped: Recipient<Stopped>,
     /// Configuration and limits.
     pub shared: Arc<Shared>,
-    /// With the supervisor.
-    pub signs: Arc<Signs>,
-}
-
-/// What the supervisor and a destination tell each other without a message.
-#[derive(Debug, Default)]
-pub struct Signs {
-    /// A [`Wake`] is under way, so that a flood of hints is one message.
-    pub woken: AtomicBool,
-    /// The last claim left something, and the destination goes on by itself: no poll need look for it.
-    pub has_backlog: AtomicBool,
+    /// Set by the supervisor with a [`Wake`] under way, so that a flood of hints is one message.
+    pub woken: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -213,7 +206,7 @@ impl DestinationActor {
     ) -> Self {
         // Before anything else: what panics below is told as well.
         let stopped = Stopped { destination: destination.id, generation, clean: false };
-        let obituary = Obituary { stopped, to: links.stopped.clone() };
+        let obituary = Obituary { stopped, to: links.stopped.clone(), shared: links.shared.clone() };
         let mut actor = DestinationActor {
             sender: Err(String::new()),
             limiter: Limiter::new(&destination.settings),
@@ -332,7 +325,7 @@ impl Handler<Wake> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
-        self.links.signs.woken.store(false, Ordering::Release);
+        self.links.woken.store(false, Ordering::Release);
         self.look(ctx);
     }
 }
@@ -375,7 +368,7 @@ impl Handler<Granted> for DestinationActor {
         self.claiming = false;
         self.hungry = granted.more || self.hinted;
         self.line = if granted.more { Line::Backlog } else { Line::New };
-        self.links.signs.has_backlog.store(granted.more, Ordering::Relaxed);
+        self.links.shared.backlogs.note(self.destination.id, granted.more && !self.halted);
         self.behind |= granted.behind;
         let goes_on = granted.more && !granted.behind && !self.destination.settings.ordered;
         self.reached = granted.reached.or(self.reached).filter(|_| goes_on);
@@ -456,6 +449,7 @@ impl Handler<Retire> for DestinationActor {
     fn handle(&mut self, Retire(grace): Retire, ctx: &mut Self::Context) {
         self.halted = true;
         self.retiring = true;
+        self.links.shared.backlogs.note(self.destination.id, false);
         if let Some(grace) = grace {
             ctx.run_later(grace, |this, ctx| {
                 let aborted: Vec<InFlight> = std::mem::take(&mut this.in_flight).into_values().collect();
