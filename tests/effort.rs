@@ -52,7 +52,7 @@ async fn a_backlog_costs_few_statements_and_each_row_is_written_twice() {
     eventually("the counters know of the deliveries", async || counter(&db, "n_tup_ins").await == all).await;
     let (updated, hot) = (counter(&db, "n_tup_upd").await, counter(&db, "n_tup_hot_upd").await);
 
-    // Polls would look from the beginning at the end, and a test that asks the database how far it is always.
+    // Polls would look as well, and so would a test that asks the database how far it is.
     let mut posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
     eventually("all have arrived", async || receiver.count() as i64 == all).await;
     db.settled().await;

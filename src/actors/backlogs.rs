@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::model::DestinationId;
 
-/// Destinations whose last claim left something. They go on by themselves: no poll need look for them.
+/// Destinations whose last claim left something. They go on by themselves: no poll need look for them. One
+/// that panicked is among them until the first claim of its next life is answered.
 #[derive(Debug, Default)]
 pub struct Backlogs(Mutex<HashSet<DestinationId>>);
 

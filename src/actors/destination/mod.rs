@@ -20,7 +20,7 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 
 use self::limiter::Limiter;
-use self::pump::{MIN_BEGIN_AGAIN, Pace};
+use self::pump::Pace;
 use self::ready::{Batch, Cut, Ready};
 use super::Shared;
 use super::db::{DbActor, Granted, Line, Remember};
@@ -120,13 +120,11 @@ struct InFlight {
 struct Obituary {
     stopped: Stopped,
     to: Recipient<Stopped>,
-    shared: Arc<Shared>,
 }
 
 impl Drop for Obituary {
     fn drop(&mut self) {
         outbox::flush();
-        self.shared.backlogs.note(self.stopped.destination, false);
         self.to.do_send(self.stopped);
     }
 }
@@ -206,7 +204,7 @@ impl DestinationActor {
     ) -> Self {
         // Before anything else: what panics below is told as well.
         let stopped = Stopped { destination: destination.id, generation, clean: false };
-        let obituary = Obituary { stopped, to: links.stopped.clone(), shared: links.shared.clone() };
+        let obituary = Obituary { stopped, to: links.stopped.clone() };
         let mut actor = DestinationActor {
             sender: Err(String::new()),
             limiter: Limiter::new(&destination.settings),
@@ -224,7 +222,7 @@ impl DestinationActor {
             claiming: false,
             hinted: false,
             began: clock::now(),
-            begin_again: MIN_BEGIN_AGAIN,
+            begin_again: Duration::ZERO,
             behind: false,
             line: Line::New,
             reached: None,
@@ -416,6 +414,7 @@ impl Handler<Reconfigure> for DestinationActor {
         }
         if destination.settings.ordered != self.destination.settings.ordered {
             self.ordered = Ordered::Everywhere;
+            // A claim under way goes by the other order.
             self.begin_again = Duration::ZERO;
             let all = self.ready.take_all();
             self.return_unsent(all);

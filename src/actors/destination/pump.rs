@@ -32,7 +32,7 @@ const MIN_READY: f64 = 32.0;
 /// A backlog is claimed from its beginning again after this time, and then each time after twice as long:
 /// what was committed late lies there, or leased by a process that is gone, but where vacuum can remove
 /// nothing, so do the dead entries of all that was delivered.
-pub(super) const MIN_BEGIN_AGAIN: Duration = Duration::from_secs(4);
+const MIN_BEGIN_AGAIN: Duration = Duration::from_secs(4);
 /// The longest such time.
 const MAX_BEGIN_AGAIN: Duration = Duration::from_secs(32);
 
