@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod change;
 mod compare;
 mod model;
 mod ops;

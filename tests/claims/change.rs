@@ -1,0 +1,82 @@
+//! A row that somebody changes between the moment at which a claim looks at it and that at which it locks it.
+//! The claim stands still in between, as the policy of its role waits for a lock of ours.
+
+use posthaste::model::{DbTime, DestinationId};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room};
+use posthaste::store::{self, Connection};
+use uuid::Uuid;
+
+use crate::common::{Db, eventually};
+
+const GRANTS: &str = include_str!("../../examples/deploy/grants.sql");
+const POLICY: [&str; 3] = [
+    "CREATE FUNCTION waits() RETURNS boolean LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN true; END'",
+    "CREATE POLICY waits ON webhook_deliveries USING (waits())",
+    "ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY",
+];
+
+struct Claims {
+    sql: ClaimSql,
+    connection: Connection,
+    ask: Ask,
+}
+
+impl Claims {
+    /// The events of what is granted, in order.
+    async fn claim(&mut self) -> Vec<Uuid> {
+        let room = Room { planned: 1 << 30, most: 1 << 30, max_event_bytes: 1 << 20 };
+        let (connection, asks) = (&mut self.connection, std::slice::from_ref(&self.ask));
+        let mut grants: Vec<Grant> = match self.ask.ordered {
+            Some(_) => self.sql.claim_ordered(connection, asks, DbTime(0), room).await.unwrap(),
+            None => self.sql.claim(connection, asks, DbTime(0), room).await.unwrap(),
+        };
+        grants.remove(0).deliveries.iter().map(|claimed| claimed.delivery.event.id.0).collect()
+    }
+}
+
+/// Claims three deliveries, the first of which is changed meanwhile; what that and the next claim grant, as
+/// places in the order of insertion.
+async fn claim_around_a_change(ordered: Option<Ordered>) -> [Vec<usize>; 2] {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let destination = DestinationId(db.destination(org, "http://127.0.0.1/").insert().await);
+    let events = db.events(org, 3).await;
+    let (role, url) = db.role(GRANTS).await;
+    for sql in POLICY {
+        db.execute(sql).await;
+    }
+    let options = store::seeing_policies(store::planned(store::options(&url).unwrap()));
+    let mut connection = store::connect(&options.options([("lock_timeout", "0")])).await.unwrap();
+    let sql = ClaimSql::read(&mut connection).await.unwrap();
+    let ask = Ask { destination, want: 10, since: None, max_bytes: 1 << 30, ordered };
+    let mut claims = Claims { sql, connection, ask };
+
+    let mut gate = db.pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(1)").execute(&mut *gate).await.unwrap();
+    let change = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event = 'advisory'";
+        eventually("the claim looks at the rows", async || db.number(waiting).await == 1).await;
+        let sql = "UPDATE webhook_deliveries SET error_message = 'changed' WHERE log_id = ";
+        db.execute(&format!("{sql}'{}'", events[0])).await;
+        gate.rollback().await.unwrap();
+    };
+    let (first, ()) = tokio::join!(claims.claim(), change);
+    let grants = [first, claims.claim().await];
+    drop(claims);
+    db.drop_role(&role).await;
+    grants.map(|ids| ids.iter().map(|id| events.iter().position(|event| event == id).unwrap()).collect())
+}
+
+#[tokio::test]
+async fn it_is_left_for_the_next_claim() {
+    let [mut first, second] = claim_around_a_change(None).await;
+    first.sort_unstable();
+    assert_eq!((first, second), (vec![1, 2], vec![0]));
+}
+
+#[tokio::test]
+async fn it_holds_back_what_is_behind_it_in_an_ordered_queue() {
+    assert_eq!(claim_around_a_change(Some(Ordered::Near)).await, [vec![], vec![0, 1, 2]]);
+}
