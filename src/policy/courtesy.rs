@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::model::{DestinationId, OrgId};
 
-/// Rows that a statement claims from backlogs while they hold back: so few that the cores are free again soon.
+/// Rows that a statement claims from backlogs while they hold back, and the least that one records: so few
+/// that the cores are free again soon.
 pub const FEW_ROWS: usize = 8;
 /// Statements that claim more rows than this are not compared: what they take depends on their rows.
 pub const SMALL: usize = 4;

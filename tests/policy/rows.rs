@@ -32,6 +32,26 @@ async fn deliveries_that_an_application_inserts_are_due_at_once() {
 }
 
 #[tokio::test]
+async fn deliveries_of_a_table_that_inherits_are_not_mistaken_for_others() {
+    let (db, receiver) = (Db::new().await, Receiver::start());
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).insert().await;
+    let events = db.events(org, 2).await;
+    db.execute("CREATE TABLE others () INHERITS (webhook_deliveries)").await;
+    db.execute(
+        "WITH moved AS (DELETE FROM ONLY webhook_deliveries WHERE ctid <> '(0,1)' RETURNING *)
+        INSERT INTO others SELECT * FROM moved",
+    )
+    .await;
+    assert_eq!(db.number("SELECT count(DISTINCT ctid) FROM webhook_deliveries").await, 1);
+    let _program = Posthaste::serve(&db.url).await;
+    db.settled().await;
+    let arrived: Vec<Uuid> = receiver.received().iter().flat_map(|request| request.event_ids()).collect();
+    assert!(arrived.len() == 2 && events.iter().all(|event| arrived.contains(event)), "{arrived:?}");
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn a_due_row_is_attempted_at_least_once_whatever_its_attempts_say() {
     let (db, receiver, refusing) = (Db::new().await, Receiver::start(), Receiver::with(Reply::Status(400)));
     let org = db.org().await;

@@ -121,8 +121,8 @@ const EVENT_COLUMNS: &str = "
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte limit
 /// of all. Each search is in the order of the index that it should use, as sessions sort nothing that they
 /// can have in order (see [`crate::store::planned`]). The rows come with `kind` 0; then one row of kind 1 for
-/// each destination with what falls due next, and one of kind 2 for each destination of which a byte limit
-/// cut something off.
+/// each destination with what falls due next, one of kind 2 for each destination of which a byte limit cut
+/// something off, and one of kind 3 for each where something was changed at that moment, and left.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -171,7 +171,11 @@ SELECT 1::int2, a.destination_id, c.now, {NULLS}, (
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c";
+FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c
+UNION ALL
+SELECT 3::int2, a.destination_id, c.now, {NULLS}, NULL
+FROM ask a CROSS JOIN clock c
+WHERE (SELECT count(*) FROM shared WHERE fits) > (SELECT count(*) FROM taken)";
 
 /// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger
 /// than the lock, or it would not see what another process has claimed meanwhile.
@@ -208,7 +212,7 @@ queue AS MATERIALIZED (
     ) p
 ),
 locked AS MATERIALIZED (
-    SELECT d.ctid AS version FROM public.webhook_deliveries d
+    SELECT d.id, d.ctid AS version FROM public.webhook_deliveries d
     WHERE d.ctid = ANY (ARRAY(SELECT q.version FROM queue q))
     -- a row that somebody is changing at this moment is not waited for, and ends the queue for now
     FOR NO KEY UPDATE SKIP LOCKED
@@ -216,7 +220,7 @@ locked AS MATERIALIZED (
 head AS MATERIALIZED (
     SELECT q.*,
         -- a row that was changed since it was looked at is locked in another version
-        bool_and(q.version IN (SELECT l.version FROM locked l)
+        bool_and((q.id, q.version) IN (SELECT l.id, l.version FROM locked l)
                 AND (q.next_retry_at IS NULL OR q.next_retry_at <= c.now))
             OVER (PARTITION BY q.destination_id ORDER BY q.created_at, q.id) AS due
     FROM queue q CROSS JOIN clock c
@@ -233,7 +237,11 @@ SELECT 1::int2, a.destination_id, c.now, {NULLS},
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c";
+FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c
+UNION ALL
+SELECT 3::int2, a.destination_id, c.now, {NULLS}, NULL
+FROM ask a CROSS JOIN clock c
+WHERE (SELECT count(*) FROM shared WHERE fits) > (SELECT count(*) FROM taken)";
 
 /// The common end of both claims: cut what was picked at the byte limits, read the events, write the lease.
 /// Where the limit of all cuts, everybody's first event comes before anybody's second one.
@@ -241,13 +249,13 @@ const TAKE: &str = "
 sized AS MATERIALIZED (
     SELECT p.*, {EVENT}, {SIZE} AS bytes FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
 ),
--- nearly always, and it spares two sorts
-room AS MATERIALIZED (
-    SELECT sum(s.bytes) < $8 AND sum(s.bytes) < min(s.max_bytes) AS for_all FROM sized s
+-- nearly always everything fits, and needs no order then
+total AS MATERIALIZED (
+    SELECT sum(s.bytes) < $8 AND sum(s.bytes) < min(s.max_bytes) AS fits FROM sized s
 ),
 shared AS MATERIALIZED (
     SELECT s.*, true AS is_mine, 0::bigint AS place, true AS fits
-    FROM sized s WHERE (SELECT for_all FROM room)
+    FROM sized s WHERE (SELECT fits FROM total)
     UNION ALL
     SELECT s.*, s.is_mine AND coalesce(sum(s.bytes) FILTER (WHERE s.is_mine) OVER earlier, 0) < $8 AS fits
     FROM (
@@ -255,7 +263,7 @@ shared AS MATERIALIZED (
             coalesce(sum(s.bytes) OVER (mine ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
                 < s.max_bytes AS is_mine,
             row_number() OVER mine AS place
-        FROM sized s WHERE NOT (SELECT for_all FROM room)
+        FROM sized s WHERE NOT (SELECT fits FROM total)
         WINDOW mine AS (PARTITION BY s.destination_id ORDER BY s.{ORDER}, s.id)
     ) s
     WINDOW earlier AS (ORDER BY s.place, s.turn ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
@@ -263,8 +271,9 @@ shared AS MATERIALIZED (
 taken AS (
     UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
     FROM shared s CROSS JOIN clock c
-    -- the very version that was locked: nobody can have changed it
-    WHERE d.ctid = s.version AND s.fits
+    -- what was changed after this statement began is locked in a version that it does not see, and left; the
+    -- id is compared, not searched for: versions of tables that inherit are numbered like ours
+    WHERE d.ctid = s.version AND d.id IS NOT DISTINCT FROM s.id AND s.fits
     RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
@@ -410,7 +419,7 @@ async fn run_claim(
     let mut grants: Vec<Grant> = asks.iter().map(|ask| Grant::none(ask.destination)).collect();
     let mut place = std::collections::HashMap::with_capacity(asks.len());
     place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));
-    let mut held = 0;
+    let (mut held, mut left_some) = (0, false);
     let mut rows = query.fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
@@ -428,12 +437,14 @@ async fn run_claim(
                 }
             }
             1 => grant.next_due = row.try_get(20)?,
-            _ => grant.more = true,
+            2 => grant.more = true,
+            _ => left_some = true,
         }
     }
     for (grant, ask) in grants.iter_mut().zip(asks) {
-        grant.more |= grant.deliveries.len() >= ask.want as usize || !grant.returned.is_empty();
-        grant.reached = grant.reached.filter(|_| grant.returned.is_empty());
+        let is_whole = !left_some && grant.returned.is_empty();
+        grant.more |= grant.deliveries.len() >= ask.want as usize || !is_whole;
+        grant.reached = grant.reached.filter(|_| is_whole);
         if ask.ordered.is_some() {
             grant.deliveries.sort_by_key(|c| (c.delivery.created_at, c.delivery.id));
         }
