@@ -108,8 +108,8 @@
 //!   the backlog went at 60 to 80 % of its speed. (Always on, with 200 rows: 21 and 23; 64: 13 and 13; 200,
 //!   one at a time: 14 and 15; 64, one at a time: 9.8; 32, one at a time: 6.5, at half the speed.)
 //! - 8 rows a claim instead of these 32 (3 runs each, in turn with 16): p99 7.5, 7.4 and 6.6 ms before, 3.4,
-//!   3.9 and 3.9 after (16 rows: 6.1, 5.6 and 5.6), beside 1.9 to 4.2 alone; the backlog at 60 % (16 rows: 85
-//!   %) of its speed with 32. With commits that take 5 ms at 85 %. `steady` is the same.
+//!   3.9 and 3.9 after (16 rows: 6.1, 5.6 and 5.6), beside 1.9 to 4.2 alone; the backlog at half (16 rows: 80
+//!   %) of its speed with 32. With commits that take 5 ms it loses a seventh. `steady` is the same.
 //! - Claims that write the very row version that they locked, instead of finding each row by its id again:
 //!   beside 10 million delivered rows 38 us per row before, 16 after (it read a page of the primary key for
 //!   each), beside none 15.1 and 12.5; and no windows and sorts where the byte limits hold all that was
