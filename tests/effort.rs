@@ -233,3 +233,31 @@ async fn a_single_event_costs_one_statement_that_claims_and_one_that_records() {
     }
     check_invariants(&db, &[&receiver]).await;
 }
+
+#[tokio::test]
+async fn what_cannot_be_claimed_is_not_asked_for_in_a_loop() {
+    const EVENTS: i64 = 20;
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).insert().await;
+    // Somebody's trigger keeps all rows as they are.
+    db.execute("CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'").await;
+    db.execute(
+        "CREATE TRIGGER keep BEFORE UPDATE ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION keep()",
+    )
+    .await;
+    let posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_POLL_INTERVAL", "1h")]).await;
+    let mut claims = 0;
+    for _ in 0..EVENTS {
+        db.events(org, 1).await;
+        eventually("it is looked for", async || statements(&posthaste).await[0] > claims).await;
+        claims = statements(&posthaste).await[0];
+    }
+    // Each is announced once, and one statement may still be under way when they are counted.
+    assert!(claims <= 3 * EVENTS, "{claims} statements claimed nothing of {EVENTS} events");
+    db.execute("DROP TRIGGER keep ON webhook_deliveries").await;
+    db.events(org, 1).await;
+    db.settled().await;
+    check_invariants(&db, &[&receiver]).await;
+}

@@ -442,7 +442,8 @@ async fn run_claim(
         }
     }
     for (grant, ask) in grants.iter_mut().zip(asks) {
-        let is_whole = !left_some && grant.returned.is_empty();
+        // Where nothing can be taken at all, asking again at once would never end.
+        let is_whole = grant.returned.is_empty() && (!left_some || grant.deliveries.is_empty());
         grant.more |= grant.deliveries.len() >= ask.want as usize || !is_whole;
         grant.reached = grant.reached.filter(|_| is_whole);
         if ask.ordered.is_some() {
