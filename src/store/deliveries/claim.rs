@@ -122,7 +122,7 @@ const EVENT_COLUMNS: &str = "
 /// of all. Each search is in the order of the index that it should use, as sessions sort nothing that they
 /// can have in order (see [`crate::store::planned`]). The rows come with `kind` 0; then one row of kind 1 for
 /// each destination with what falls due next, one of kind 2 for each destination of which a byte limit cut
-/// something off, and one of kind 3 for each where something was changed at that moment, and left.
+/// something off, and, if anything was changed at that moment and left, one of kind 3 for each destination.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -184,7 +184,7 @@ const LOCK_ORDERED: &str = "
     FOR NO KEY UPDATE SKIP LOCKED";
 
 /// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the
-/// queue up to the first delivery that is not due.
+/// queue up to the first delivery that is not due, or was changed: so there is no kind 3.
 const CLAIM_ORDERED: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -237,11 +237,7 @@ SELECT 1::int2, a.destination_id, c.now, {NULLS},
 FROM ask a CROSS JOIN clock c
 UNION ALL
 SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c
-UNION ALL
-SELECT 3::int2, a.destination_id, c.now, {NULLS}, NULL
-FROM ask a CROSS JOIN clock c
-WHERE (SELECT count(*) FROM shared WHERE fits) > (SELECT count(*) FROM taken)";
+FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits) s CROSS JOIN clock c";
 
 /// The common end of both claims: cut what was picked at the byte limits, read the events, write the lease.
 /// Where the limit of all cuts, everybody's first event comes before anybody's second one.
