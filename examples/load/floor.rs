@@ -159,7 +159,7 @@ fn delivered(delivery: &Delivery) -> Outcome {
 async fn http(count: u64) -> Result<Half, LoadError> {
     let mut receiver = Receiver::start().await?;
     let loopback = "127.0.0.0/8".parse().map_err(|error| LoadError::Other(format!("{error}")))?;
-    let network = Network::new(Rules { allow: vec![loopback], https_only: false }, None);
+    let network = Network::new(Rules { allow: vec![loopback], ..Rules::default() }, None);
     let network = Arc::new(network.map_err(|error| LoadError::Other(error.to_string()))?);
     let delivery = delivery();
     let target = Target::compile(&destination(&delivery, receiver.url("ok", 0)), &network);

@@ -2,10 +2,14 @@
 //!
 //! What is checked is what is connected to: the addresses that a lookup returns are judged by the egress
 //! rules and used as they are; nothing is looked up twice. Literal addresses take the same way. Of a name
-//! with several addresses the allowed ones are used, and the attempt is refused only when there is none.
+//! with several addresses the allowed ones are used, and the attempt is refused only when there is none. The
+//! port is judged as well: whatever is connected to has passed here.
+//!
+//! Failures name the host and the port of the URL. The address that a name led to is for the log only, at
+//! level debug: tenants read failures.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -47,6 +51,8 @@ pub(super) struct Dialer(Rc<Inner>);
 
 struct Inner {
     endpoint: Endpoint,
+    /// Host and port, as failures name them.
+    peer: Arc<str>,
     rules: Arc<Rules>,
     lookup: Lookup,
     timeout: Duration,
@@ -54,18 +60,24 @@ struct Inner {
 
 impl Dialer {
     pub(super) fn new(endpoint: Endpoint, rules: Arc<Rules>, timeout: Duration) -> Dialer {
-        Dialer(Rc::new(Inner { endpoint, rules, lookup: Lookup::by_system(), timeout }))
+        Dialer::with(endpoint, rules, Lookup::by_system(), timeout)
+    }
+
+    fn with(endpoint: Endpoint, rules: Arc<Rules>, lookup: Lookup, timeout: Duration) -> Dialer {
+        let peer = endpoint.peer().into();
+        Dialer(Rc::new(Inner { endpoint, peer, rules, lookup, timeout }))
     }
 
     async fn connect(&self) -> Result<Wire, Unconnected> {
         let addresses = self.vetted().await?;
-        let (tcp, peer) = self.connect_any(&addresses).await?;
+        let tcp = self.connect_any(&addresses).await?;
+        let peer = &self.0.peer;
         // Requests are written in one piece; waiting for more to send would only delay them.
         if let Err(error) = tcp.set_nodelay(true) {
             log::debug!("TCP_NODELAY cannot be set on a connection to {peer}: {error}");
         }
         let Some(tls) = &self.0.endpoint.tls else {
-            return Ok(Wire::new(Stream::Plain(tcp), peer));
+            return Ok(Wire::new(Stream::Plain(tcp), peer.clone()));
         };
         let name = ServerName(match &self.0.endpoint.host {
             Destined::Literal(addr) => addr.to_string(),
@@ -73,7 +85,7 @@ impl Dialer {
         });
         let service = TlsConnector::service(tls.clone());
         match service.call(Connection::new(name, tcp)).await {
-            Ok(connection) => Ok(Wire::new(Stream::Tls(Box::new(connection.into_parts().0)), peer)),
+            Ok(connection) => Ok(Wire::new(Stream::Tls(Box::new(connection.into_parts().0)), peer.clone())),
             Err(error) => Err(explain::tls(&error, peer)),
         }
     }
@@ -81,19 +93,26 @@ impl Dialer {
     /// The addresses that may be connected to. Refuses only when no address is left.
     async fn vetted(&self) -> Result<Vec<SocketAddr>, Unconnected> {
         let Inner { endpoint, rules, lookup, .. } = &*self.0;
-        let candidates: Rc<[IpAddr]> = match &endpoint.host {
-            Destined::Literal(addr) => Rc::new([*addr]),
-            Destined::Name(name) => lookup.addresses(name).await?,
+        rules.check_port(endpoint.port)?;
+        let name = match &endpoint.host {
+            Destined::Literal(addr) => {
+                rules.check_addr(*addr)?;
+                return Ok(vec![SocketAddr::new(*addr, endpoint.port)]);
+            }
+            Destined::Name(name) => name,
         };
         let mut refusal = None;
         let mut vetted = Vec::with_capacity(MAX_ADDRESSES);
-        for addr in candidates.iter() {
-            match rules.check_addr(*addr) {
+        for addr in lookup.addresses(name).await?.iter() {
+            match rules.check_resolved(name, *addr) {
                 Ok(()) if vetted.len() < MAX_ADDRESSES => {
                     vetted.push(SocketAddr::new(*addr, endpoint.port));
                 }
                 Ok(()) => {}
-                Err(refused) => refusal = refusal.or(Some(refused)),
+                Err(refused) => {
+                    log::debug!("{addr} is not connected to: {refused}");
+                    refusal = refusal.or(Some(refused));
+                }
             }
         }
         match refusal {
@@ -103,11 +122,12 @@ impl Dialer {
     }
 
     /// Tries `addresses` in turn. Each gets an equal share of the time, the last one all that is left.
-    async fn connect_any(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Unconnected> {
-        let share = self.0.timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    async fn connect_any(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Unconnected> {
+        let Inner { peer, timeout, .. } = &*self.0;
+        let share = *timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut failure = Unconnected::Theirs("the host has no address".into());
-        for (index, &peer) in addresses.iter().enumerate() {
-            let connecting = TcpStream::connect(peer);
+        for (index, &address) in addresses.iter().enumerate() {
+            let connecting = TcpStream::connect(address);
             let connected = if index + 1 == addresses.len() {
                 connecting.await
             } else {
@@ -115,8 +135,11 @@ impl Dialer {
                 tokio::time::timeout(share, connecting).await.unwrap_or_else(|_| Err(slow()))
             };
             match connected {
-                Ok(stream) => return Ok((stream, peer)),
-                Err(error) => failure = explain::connect(&error, peer),
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    log::debug!("{peer} cannot be connected to at {address}: {error}");
+                    failure = explain::connect(&error, peer);
+                }
             }
             if matches!(failure, Unconnected::Ours(_)) {
                 break;
@@ -159,6 +182,7 @@ impl Host for ServerName {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::net::IpAddr;
 
     use tokio::net::TcpListener;
 
@@ -167,6 +191,8 @@ mod tests {
     use crate::outbound::lookup::Answer;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    /// What is told of an address of this machine that is not [`HERE`].
+    const REFUSED: &str = "host rebound.example.com is refused: it leads to a loopback address (";
 
     /// Where a name leads at its first lookup, its second, and so on; the answers are too old to be kept.
     struct Name {
@@ -178,7 +204,7 @@ mod tests {
     fn dialer(name: &Rc<Name>, port: u16) -> Dialer {
         let (host, uri) = ("rebound.example.com", Uri::from_static("http://rebound.example.com/"));
         let endpoint = Endpoint { host: Destined::Name(host.into()), port, tls: None, uri };
-        let rules = Rules { allow: vec![HERE.into()], https_only: false };
+        let rules = Rules { allow: vec![HERE.into()], ..Rules::default() };
         let name = name.clone();
         let lookup = Lookup::new(Box::new(move |asked_for| {
             assert_eq!(asked_for, host);
@@ -186,7 +212,7 @@ mod tests {
             let at = clock::now().checked_sub(Duration::from_secs(60)).expect("a minute of uptime");
             Box::pin(async move { Answer { found: Ok(found.into()), at } })
         }));
-        Dialer(Rc::new(Inner { endpoint, rules: Arc::new(rules), lookup, timeout: Duration::from_secs(20) }))
+        Dialer::with(endpoint, Arc::new(rules), lookup, Duration::from_secs(20))
     }
 
     async fn dial(dialer: &Dialer) -> Result<(), String> {
@@ -210,7 +236,7 @@ mod tests {
             let (_, peer) = listener.accept().await.unwrap();
             assert_eq!((peer.ip(), name.asked.get()), (HERE, asked), "one lookup for one connection");
             let refused = dial(&dialer).await.unwrap_err();
-            assert!(refused.starts_with("address 127.0.0.2 is refused: loopback"), "{refused}");
+            assert!(refused.starts_with(REFUSED) && !refused.contains("127.0.0."), "{refused}");
         }
     }
 
@@ -226,9 +252,29 @@ mod tests {
         assert_eq!(dial(&dialer).await, Ok(()));
         assert_eq!(listener.accept().await.unwrap().1.ip(), HERE);
         let none_left = dial(&dialer).await.unwrap_err();
-        assert!(none_left.starts_with("address 127.0.0.2 is refused: loopback"), "{none_left}");
+        assert!(none_left.starts_with(REFUSED) && !none_left.contains("127.0.0."), "{none_left}");
         assert_eq!(dial(&dialer).await, Err("the host has no address".into()));
         let untouched = tokio::time::timeout(Duration::ZERO, trap.accept()).await;
         assert!(untouched.is_err(), "nothing came to the refused address");
+    }
+
+    #[actix_rt::test]
+    async fn what_fails_at_an_address_is_told_without_it() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let name = Rc::new(Name { answers: vec![vec![HERE]], asked: Cell::new(0) });
+        let told = dial(&dialer(&name, port)).await.unwrap_err();
+        assert_eq!(told, format!("connection refused by rebound.example.com:{port}"));
+    }
+
+    #[actix_rt::test]
+    async fn a_refused_port_is_not_connected_to_and_its_host_not_looked_up() {
+        let name = Rc::new(Name { answers: vec![], asked: Cell::new(0) });
+        for port in [22, 25, 6379] {
+            let told = dial(&dialer(&name, port)).await.unwrap_err();
+            assert!(told.starts_with(&format!("port {port} is refused: ")), "{told}");
+        }
+        assert_eq!(name.asked.get(), 0);
     }
 }

@@ -1,8 +1,10 @@
 //! Errors of the network as sentences for people, and whose fault they are.
+//!
+//! Tenants read these sentences. They name a receiver as its URL does, by host and port, and not by the
+//! address that the host led to: that one may be of a network which is none of their business.
 
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
 
 use actix_http::error::{ParseError, PayloadError};
 use awc::error::{ConnectError, SendRequestError};
@@ -92,8 +94,8 @@ fn ended(error: &io::Error) -> Option<&Ended> {
     error.get_ref()?.downcast_ref::<Ended>()
 }
 
-/// Why a TCP connection did not come about.
-pub(super) fn connect(error: &io::Error, peer: SocketAddr) -> Unconnected {
+/// Why a TCP connection to `peer`, a host and a port, did not come about.
+pub(super) fn connect(error: &io::Error, peer: &str) -> Unconnected {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
     if is_exhaustion(error) {
         return Unconnected::Ours(exhausted(error));
@@ -128,8 +130,8 @@ fn bare(error: &io::Error) -> String {
     text.strip_prefix("failed to lookup address information: ").map(str::to_owned).unwrap_or(text)
 }
 
-/// Why a TLS handshake failed.
-pub(super) fn tls(error: &io::Error, peer: SocketAddr) -> Unconnected {
+/// Why a TLS handshake with `peer`, a host and a port, failed.
+pub(super) fn tls(error: &io::Error, peer: &str) -> Unconnected {
     if is_exhaustion(error) {
         return Unconnected::Ours(exhausted(error));
     }
@@ -215,7 +217,7 @@ mod tests {
 
     #[test]
     fn running_out_of_descriptors_is_our_fault() {
-        let peer = SocketAddr::from(([192, 0, 2, 1], 443));
+        let peer = "example.com:443";
         for code in [12, 23, 24, 105] {
             let error = io::Error::from_raw_os_error(code);
             for fault in [connect(&error, peer), lookup(&error, "example.com"), tls(&error, peer)] {

@@ -15,6 +15,7 @@ use url::form_urlencoded;
 use super::auth::{Members, sensitive};
 use super::network::Network;
 use super::target::{self, Endpoint, Fault};
+use crate::model::Secret;
 
 /// Bytes of a token at most: tokens with many claims have several thousand.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -49,6 +50,8 @@ pub(super) struct Grant {
     pub(super) endpoint: Endpoint,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// Stands, encoded, in one of them.
+    pub(super) client_secret: Secret,
 }
 
 /// A token that was granted.
@@ -97,7 +100,7 @@ impl Grant {
                 return Err(Fault::Auth("auth_config.client_auth".into(), neither.into()));
             }
         }
-        Ok(Grant { endpoint, headers, body: form.finish().into() })
+        Ok(Grant { endpoint, headers, body: form.finish().into(), client_secret: Secret::new(secret) })
     }
 }
 

@@ -11,7 +11,8 @@
 //!
 //! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`]
 //! belongs to one destination's actor and owns its connections, so no destination can use up those of
-//! another.
+//! another. Every text of an attempt that may quote a receiver has passed `redact.rs`, which knows the
+//! destination's secrets.
 
 mod answer;
 mod auth;
@@ -26,6 +27,7 @@ mod lookup;
 mod network;
 mod oauth;
 mod pool;
+mod redact;
 mod shortage;
 mod target;
 mod wire;
@@ -41,6 +43,7 @@ use self::explain::Failure;
 use self::grant::Token;
 use self::oauth::Tokens;
 use self::pool::{KEEP_ALIVE, Pool};
+use self::redact::Redactor;
 use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery};
 
@@ -73,8 +76,7 @@ pub struct Request<'a> {
 /// nothing was sent for a while.
 pub struct Sender {
     target: Target,
-    /// What requests carry and no answer may show.
-    secrets: Vec<String>,
+    redactor: Rc<Redactor>,
     pool: Rc<Pool>,
     tokens: Option<Tokens>,
 }
@@ -83,13 +85,12 @@ impl Sender {
     /// A sender for `target`. Costs no connection yet.
     pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
         let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
-        let secrets = target.headers.iter().filter(|(_, value)| value.is_sensitive());
-        let secrets = secrets.flat_map(|(_, value)| answer::credentials(value)).collect();
+        let redactor = Rc::new(std::mem::take(&mut target.redactor));
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
         let grant = target.grant.take();
-        let tokens = grant.map(|grant| Tokens::new(*grant, network, target.timeout));
-        Sender { target, secrets, pool, tokens }
+        let tokens = grant.map(|grant| Tokens::new(*grant, network, redactor.clone(), target.timeout));
+        Sender { target, redactor, pool, tokens }
     }
 
     /// The target it was made of.
@@ -137,10 +138,15 @@ impl Sender {
         token: Option<&Token>,
         deadline: tokio::time::Instant,
     ) -> Answer {
+        let redactor = match token {
+            Some(token) => &self.redactor.with_header(&token.header),
+            None => &*self.redactor,
+        };
         let head = match tokio::time::timeout_at(deadline, self.send(request, body, token)).await {
             Err(_) => return Answer::Failed(answer::timed_out(self.target.timeout)),
             Ok(Err(Failure::Ours(message))) => return Answer::OurFault(message),
-            Ok(Err(failure)) => return Answer::Failed(failure.to_string()),
+            // Some errors quote what came.
+            Ok(Err(failure)) => return Answer::Failed(redactor.redact(failure.to_string())),
             Ok(Ok(head)) => head,
         };
         if head.status().is_informational() {
@@ -150,9 +156,7 @@ impl Sender {
             let status = head.status().as_u16();
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
         }
-        let of_token = token.map(|token| answer::credentials(&token.header)).unwrap_or_default();
-        let secrets: Vec<&String> = self.secrets.iter().chain(&of_token).collect();
-        answer::read(head, deadline, self.target.timeout, &secrets).await
+        answer::read(head, deadline, self.target.timeout, redactor).await
     }
 
     async fn send(

@@ -18,6 +18,7 @@ use super::flight::Flight;
 use super::grant::{self, Grant, Token};
 use super::network::Network;
 use super::pool::{KEEP_ALIVE, Pool};
+use super::redact::Redactor;
 use crate::clock;
 use crate::model::Answer;
 
@@ -27,18 +28,26 @@ type Obtained = Result<Rc<Token>, Answer>;
 pub(super) struct Tokens {
     pool: Rc<Pool>,
     form: Bytes,
+    redactor: Rc<Redactor>,
     timeout: Duration,
     flight: Flight<Obtained>,
 }
 
 impl Tokens {
-    pub(super) fn new(grant: Grant, network: &Arc<Network>, timeout: Duration) -> Tokens {
-        let Grant { endpoint, headers, body } = grant;
+    /// Tokens by `grant`. The messages of failures are without what `redactor` knows.
+    pub(super) fn new(
+        grant: Grant,
+        network: &Arc<Network>,
+        redactor: Rc<Redactor>,
+        timeout: Duration,
+    ) -> Tokens {
+        let Grant { endpoint, headers, body, .. } = grant;
         let uri = endpoint.uri.clone();
         let dialer = Dialer::new(endpoint, network.rules.clone(), timeout);
         Tokens {
             pool: Pool::new(dialer, uri, headers, KEEP_ALIVE),
             form: body,
+            redactor,
             timeout,
             flight: Flight::default(),
         }
@@ -58,38 +67,39 @@ impl Tokens {
             let token = obtained.as_ref().ok().filter(|token| token.use_until > now);
             token.is_some_and(|token| !refused.is_some_and(|refused| Rc::ptr_eq(token, refused)))
         };
-        let start = || ask(self.pool.clone(), self.form.clone(), self.timeout);
+        let start = || ask(self.pool.clone(), self.form.clone(), self.redactor.clone(), self.timeout);
         let waiting = self.flight.join(is_usable, start, stopped);
         let obtained = tokio::time::timeout_at(deadline, waiting).await;
         obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(self.timeout))))
     }
 }
 
-async fn ask(pool: Rc<Pool>, form: Bytes, timeout: Duration) -> Obtained {
+async fn ask(pool: Rc<Pool>, form: Bytes, redactor: Rc<Redactor>, timeout: Duration) -> Obtained {
     let asked = clock::now();
     let deadline = tokio::time::Instant::from_std(asked + timeout);
     let obtained = tokio::time::timeout_at(deadline, exchange(&pool, form, asked, timeout)).await;
     // The next token is a long time away.
     pool.clear();
-    obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(timeout))))
+    match obtained {
+        Ok(Ok(token)) => Ok(Rc::new(token)),
+        Ok(Err(Failure::Ours(message))) => Err(Answer::OurFault(message)),
+        // Some errors quote what came, and this server was sent a secret.
+        Ok(Err(failure)) => Err(failed(&redactor.redact(failure.to_string()))),
+        Err(_) => Err(failed(&answer::timed_out(timeout))),
+    }
 }
 
-async fn exchange(pool: &Pool, form: Bytes, asked: Instant, timeout: Duration) -> Obtained {
+async fn exchange(pool: &Pool, form: Bytes, asked: Instant, timeout: Duration) -> Result<Token, Failure> {
     let deadline = tokio::time::Instant::from_std(asked + timeout);
-    let mut response = match pool.send_fresh(HeaderMap::new(), form).await {
-        Ok(response) => response,
-        Err(Failure::Ours(message)) => return Err(Answer::OurFault(message)),
-        Err(failure) => return Err(failed(&failure.to_string())),
-    };
+    let mut response = pool.send_fresh(HeaderMap::new(), form).await?;
     let body = answer::body(&mut response, READ_BODY_BYTES, deadline, timeout).await;
     if let Some(broken) = body.broken {
-        return Err(failed(&broken));
+        return Err(Failure::Theirs(broken));
     }
     if body.seen > READ_BODY_BYTES {
-        return Err(failed("the token server's answer is larger than 64 KiB"));
+        return Err(Failure::Theirs("the token server's answer is larger than 64 KiB".into()));
     }
-    let token = grant::token(response.status(), &body.kept, asked, clock::now());
-    token.map(Rc::new).map_err(|why| failed(&why))
+    grant::token(response.status(), &body.kept, asked, clock::now()).map_err(Failure::Theirs)
 }
 
 fn failed(why: &str) -> Answer {

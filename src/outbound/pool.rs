@@ -168,7 +168,7 @@ mod tests {
         let uri: Uri = format!("http://127.0.0.1:{port}/").parse().unwrap();
         let host = Destined::Literal([127, 0, 0, 1].into());
         let endpoint = Endpoint { host, port, tls: None, uri: uri.clone() };
-        let rules = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], https_only: false };
+        let rules = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() };
         let dialer = Dialer::new(endpoint, Arc::new(rules), Duration::from_secs(5));
         let pool = Pool::new(dialer, uri, HeaderMap::new(), Duration::from_millis(50));
 

@@ -1,6 +1,6 @@
 //! A destination made ready: checked once, so that an attempt has nothing left to parse.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::auth::{self, Auth};
 use super::grant::Grant;
 use super::headers::TRACEPARENT;
 use super::network::Network;
+use super::redact::Redactor;
 use crate::format::{Format, FormatFault};
 use crate::model::{DbTime, Destination, Secret, Settings};
 use crate::policy::egress::Refusal;
@@ -76,6 +77,8 @@ pub struct Target {
     pub(super) has_own_trace: bool,
     /// What tokens are asked for with, where requests carry one.
     pub(super) grant: Option<Box<Grant>>,
+    /// Knows what no answer may show.
+    pub(super) redactor: Redactor,
     pub(super) signer: Signer,
     /// Name of the header that `signer` fills.
     pub(super) signature_header: Option<HeaderName>,
@@ -93,6 +96,16 @@ pub(super) struct Endpoint {
     pub(super) tls: Option<Arc<ClientConfig>>,
     /// What awc is given: see [`super::pool`] for why its scheme is always `http`.
     pub(super) uri: Uri,
+}
+
+impl Endpoint {
+    /// Host and port as in the URL: what tenants are told that a connection goes to.
+    pub(super) fn peer(&self) -> String {
+        match &self.host {
+            Destined::Literal(addr) => SocketAddr::new(*addr, self.port).to_string(),
+            Destined::Name(name) => format!("{name}:{}", self.port),
+        }
+    }
 }
 
 /// A host of a URL.
@@ -122,14 +135,7 @@ impl Target {
             &settings.signature_scheme,
             settings.signature_header.as_deref(),
         )?;
-        let tls = match url.scheme() {
-            "https" => Some(network.tls_for(settings)?),
-            _ if settings.tls_client_cert.is_some() => {
-                return Err(Fault::Tls("tls_client_cert", "tls_client_cert needs an https URL".into()));
-            }
-            _ => None,
-        };
-        let endpoint = endpoint(&url, tls)?;
+        let endpoint = endpoint(&url, tls(&url, settings, network)?)?;
 
         let extra = |detail| Fault::Header("extra_headers".into(), detail);
         let mut headers = HeaderMap::new();
@@ -153,6 +159,7 @@ impl Target {
             }
             Auth::Token(grant) => Some(grant),
         };
+        let redactor = redactor(destination, &headers, grant.as_deref());
         headers.insert(header::HOST, host_header(&url)?);
         // Either kind of body has the same type today; formats where they differ set it with the request.
         let content_type = format.content_type(destination.batch_size > 1);
@@ -160,7 +167,17 @@ impl Target {
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         let timeout = destination.timeout;
         let has_own_trace = headers.contains_key(TRACEPARENT);
-        Ok(Target { endpoint, headers, has_own_trace, grant, signer, signature_header, format, timeout })
+        Ok(Target {
+            endpoint,
+            headers,
+            has_own_trace,
+            grant,
+            redactor,
+            signer,
+            signature_header,
+            format,
+            timeout,
+        })
     }
 
     /// Everything that is wrong with `destination`; [`Target::compile`] tells the first of it. Each part is
@@ -210,6 +227,34 @@ impl std::fmt::Debug for Target {
         // Path and query may hold secrets (Slack's do), and so may the headers.
         write!(f, "Target({:?}, port {})", self.endpoint.host, self.endpoint.port)
     }
+}
+
+/// How requests to `url` are encrypted, if they are.
+fn tls(url: &url::Url, settings: &Settings, network: &Network) -> Result<Option<Arc<ClientConfig>>, Fault> {
+    match url.scheme() {
+        "https" => Ok(Some(network.tls_for(settings)?)),
+        _ if settings.tls_client_cert.is_some() => {
+            Err(Fault::Tls("tls_client_cert", "tls_client_cert needs an https URL".into()))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Knows the secrets of `destination`: those that requests carry, and those that the receiver has as well.
+fn redactor(destination: &Destination, headers: &HeaderMap, grant: Option<&Grant>) -> Redactor {
+    let mut redactor = Redactor::default();
+    let of_grant = grant.into_iter().flat_map(|grant| grant.headers.iter());
+    for (_, value) in headers.iter().chain(of_grant).filter(|(_, value)| value.is_sensitive()) {
+        redactor.add_header(value);
+    }
+    if let Some(grant) = grant {
+        redactor.add(grant.client_secret.reveal().as_bytes());
+    }
+    let previous = &destination.settings.previous_signing_secret;
+    for secret in [&destination.signing_secret, previous].into_iter().flatten() {
+        redactor.add_signing_secret(secret);
+    }
+    redactor
 }
 
 /// Where requests to `url` go, which has passed the egress rules; `tls` for `https`.

@@ -5,8 +5,8 @@
 //! difference. It also has the head of each answer put right for awc (see `head.rs`).
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
@@ -19,21 +19,22 @@ use super::head::Head;
 /// Bytes of a head that are read at once: most heads fit.
 const HEAD_READ_BYTES: usize = 2048;
 
-/// How a connection ended; the inside of the [`io::Error`] that says so.
+/// How a connection ended; the inside of the [`io::Error`] that says so. Tenants read it: it names the
+/// receiver as the URL does.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
     /// A kept-alive connection was closed before any byte of this answer: the receiver never saw the request,
     /// or at least never began to answer it.
     #[error("the kept-alive connection to {0} had been closed")]
-    Stale(SocketAddr),
+    Stale(Arc<str>),
     /// Closed by the receiver.
     #[error("connection closed by {0} before the answer was complete")]
-    Closed(SocketAddr),
+    Closed(Arc<str>),
     /// Broken.
     #[error("connection to {peer} broke: {error}")]
     Broken {
         /// Whom we were talking to.
-        peer: SocketAddr,
+        peer: Arc<str>,
         /// What the system, or TLS, says.
         error: io::Error,
     },
@@ -61,7 +62,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: Stream,
-    peer: SocketAddr,
+    peer: Arc<str>,
     phase: Phase,
     requests: u32,
     head: Head,
@@ -98,14 +99,15 @@ impl Drop for Open {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, peer: SocketAddr) -> Wire {
+    /// A new connection to `peer`, which is a host and a port.
+    pub(super) fn new(stream: Stream, peer: Arc<str>) -> Wire {
         let head = Head::none();
         let _open = Open::new();
         Wire { stream, peer, phase: Phase::Answering, requests: 0, head, write_error: None, _open }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {
-        let peer = self.peer;
+        let peer = self.peer.clone();
         let gone = error.as_ref().is_none_or(|e| is_closed(e.kind()));
         if gone && self.phase == Phase::Asking && self.requests > 1 {
             return io::Error::new(io::ErrorKind::ConnectionAborted, Ended::Stale(peer));

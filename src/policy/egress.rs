@@ -1,8 +1,8 @@
 //! Where Posthaste may connect to: public unicast addresses, and whatever `POSTHASTE_ALLOW_NETWORKS` opens.
 //!
-//! [`Rules::check_url`] judges what can be known from the text of a URL; [`Rules::check_addr`] judges an
-//! address right before it is connected to, whatever name led there. Only the second one protects: a name may
-//! resolve to anything, at any time.
+//! [`Rules::check_url`] judges what can be known from the text of a URL. [`Rules::check_port`],
+//! [`Rules::check_addr`] and [`Rules::check_resolved`] judge what is about to be connected to, whatever name
+//! led there. Only these protect: a name may resolve to anything, at any time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,6 +17,8 @@ pub const MAX_URL_BYTES: usize = 8 * 1024;
 pub struct Rules {
     /// Networks that are opened on purpose. An IPv4 network opens its IPv4-mapped form as well.
     pub allow: Vec<IpNet>,
+    /// Ports that are opened on purpose.
+    pub allow_ports: Vec<u16>,
     /// Whether `http` is refused.
     pub https_only: bool,
 }
@@ -57,12 +59,16 @@ pub enum Rule {
     /// Only for measurements.
     #[error("benchmarking")]
     Benchmarking,
+    /// Looks public, but leads to services that a cloud platform has for its own machines.
+    #[error("cloud platform")]
+    CloudPlatform,
     /// Not (or no longer) assigned as public unicast.
     #[error("reserved")]
     Reserved,
 }
 
-/// Why a URL or an address is not connected to. Repeats no part of a URL that could hold a secret.
+/// Why a URL or an address is not connected to. Tenants read it: it repeats no part of a URL that could hold
+/// a secret, and no address but one that stands in the URL, as where a name leads is none of their business.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The text is no URL.
@@ -77,7 +83,15 @@ pub enum Refusal {
     /// `https://user:password@host/`.
     #[error("user name and password in the URL are refused: use auth_type basic")]
     Userinfo,
-    /// An address that a rule forbids; `via` tells the IPv4 address inside it that the rule is about.
+    /// A port of services that speak no HTTP.
+    #[error("port {port} is refused: {service} (POSTHASTE_ALLOW_PORTS opens ports on purpose)")]
+    Port {
+        /// The port.
+        port: u16,
+        /// What usually listens there.
+        service: &'static str,
+    },
+    /// A literal address that a rule forbids; `via` tells the IPv4 address inside it that the rule is about.
     #[error(
         "address {addr} is refused: {rule}{} (POSTHASTE_ALLOW_NETWORKS opens networks on purpose)",
         via(.embedded)
@@ -93,6 +107,22 @@ pub enum Refusal {
     /// A name that never leads anywhere else than to this machine.
     #[error("host {0:?} is refused: loopback (POSTHASTE_ALLOW_NETWORKS opens networks on purpose)")]
     LocalName(String),
+    /// A name that led to an address that a rule forbids.
+    #[error(
+        "host {host} is refused: it leads to {} {rule} address (POSTHASTE_ALLOW_NETWORKS opens networks on \
+         purpose)",
+        article(.rule)
+    )]
+    Name {
+        /// The name.
+        host: String,
+        /// The rule.
+        rule: Rule,
+    },
+}
+
+fn article(rule: &Rule) -> &'static str {
+    if *rule == Rule::Unspecified { "an" } else { "a" }
 }
 
 fn via(embedded: &Option<Ipv4Addr>) -> String {
@@ -128,6 +158,7 @@ impl Rules {
         if url.port() == Some(0) {
             return Err(Refusal::Malformed("port 0 cannot be connected to".into()));
         }
+        self.check_port(url.port_or_known_default().unwrap_or_default())?;
         match url.host() {
             None => return Err(Refusal::Malformed("it has no host".into())),
             Some(Host::Ipv4(addr)) => self.check_addr(addr.into())?,
@@ -138,20 +169,48 @@ impl Rules {
         Ok(url)
     }
 
-    /// Judges an address that is about to be connected to.
+    /// Judges the port of a URL, or one that is about to be connected to.
     ///
     /// # Errors
-    /// The rule that refuses it.
+    /// The service that it belongs to.
+    pub fn check_port(&self, port: u16) -> Result<(), Refusal> {
+        let service = REFUSED_PORTS.iter().find(|(_, ports)| ports.contains(&port));
+        match service {
+            Some((service, _)) if !self.allow_ports.contains(&port) => Err(Refusal::Port { port, service }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Judges an address that stands in the URL.
+    ///
+    /// # Errors
+    /// The rule that refuses it, and the address.
     pub fn check_addr(&self, addr: IpAddr) -> Result<(), Refusal> {
-        let Some((rule, embedded)) = refused(addr) else { return Ok(()) };
+        match self.refuses(addr) {
+            Some((rule, embedded)) => Err(Refusal::Address { addr, rule, embedded }),
+            None => Ok(()),
+        }
+    }
+
+    /// Judges an address that `host` led to and that is about to be connected to.
+    ///
+    /// # Errors
+    /// The rule that refuses it, and the name instead of the address.
+    pub fn check_resolved(&self, host: &str, addr: IpAddr) -> Result<(), Refusal> {
+        match self.refuses(addr) {
+            Some((rule, _)) => Err(Refusal::Name { host: host.to_owned(), rule }),
+            None => Ok(()),
+        }
+    }
+
+    /// The rule that refuses `addr`, and the IPv4 address inside that it is about.
+    fn refuses(&self, addr: IpAddr) -> Option<(Rule, Option<Ipv4Addr>)> {
         let mapped = match addr {
             IpAddr::V6(v6) => v6.to_ipv4_mapped().map(IpAddr::V4),
             IpAddr::V4(_) => None,
         };
-        if self.allow.iter().any(|net| net.contains(&addr) || mapped.is_some_and(|v4| net.contains(&v4))) {
-            return Ok(());
-        }
-        Err(Refusal::Address { addr, rule, embedded })
+        let is_in = |net: &IpNet| net.contains(&addr) || mapped.is_some_and(|v4| net.contains(&v4));
+        refused(addr).filter(|_| !self.allow.iter().any(is_in))
     }
 
     /// `localhost` and names below it are this machine by definition (RFC 6761); other names have to be
@@ -170,6 +229,39 @@ impl Rules {
     }
 }
 
+/// Ports of services that speak no HTTP, or whose HTTP obeys everybody who reaches them.
+///
+/// A request is text that tenants have a say in, and many of these services skip the lines that they don't
+/// understand and obey the others. They are the ports that browsers refuse (WHATWG Fetch, "bad port"), and
+/// the well-known ones of databases, caches, brokers and clusters. Of the browsers' list, 1 and 9 are left
+/// out, where nothing comes to harm, and 10080, where web servers are more common. Not here either: ports on
+/// which web services are usual (88, 631, 5984, 8080, 9000, 9092, 9100, 9200 and so on), and those that
+/// systems give to outgoing connections (from 32768 on).
+const REFUSED_PORTS: [(&str, &[u16]); 19] = [
+    ("an old network service", &[7, 11, 13, 15, 17, 19, 37, 77, 79, 87, 95, 101, 103, 113, 526, 530]),
+    ("file transfer", &[20, 21, 69, 115, 117, 540, 556, 873, 989, 990]),
+    ("remote login", &[22, 23, 512, 513, 992, 3389, 5900, 5901, 5902, 5903, 6000]),
+    ("mail", &[25, 109, 110, 143, 465, 587, 993, 995, 2525, 3659, 4190]),
+    ("news or chat", &[119, 531, 532, 563, 6665, 6666, 6667, 6668, 6669, 6679, 6697]),
+    ("names and directories", &[42, 43, 53, 389, 427, 636, 853, 3268, 3269]),
+    ("time or routing", &[123, 179, 1723]),
+    ("Windows networking", &[135, 137, 138, 139, 445]),
+    ("a network file system", &[111, 548, 2049, 4045]),
+    ("a printer or scanner", &[515, 6566]),
+    ("telephony or media", &[554, 1719, 1720, 5038, 5060, 5061]),
+    ("a machine or device", &[102, 104, 502]),
+    ("monitoring or logs", &[161, 162, 514, 601, 2003, 2004, 4949, 5666, 6514, 10050, 10051]),
+    (
+        "a database",
+        &[1433, 1434, 1521, 3050, 3306, 5432, 5433, 6432, 9042, 26257, 27017, 27018, 27019, 28015],
+    ),
+    ("a cache", &[6379, 6380, 11211, 16379, 26379]),
+    ("a message broker", &[1414, 1883, 4150, 4222, 4369, 4730, 5671, 5672, 6650, 8883, 11300]),
+    ("Java RMI", &[1099]),
+    ("a virus scanner", &[3310]),
+    ("control of a cluster", &[2181, 2375, 2376, 2377, 2379, 2380, 4646, 10250]),
+];
+
 /// The rule that refuses `addr`, were nothing allowed, and the IPv4 address inside that it is about.
 fn refused(addr: IpAddr) -> Option<(Rule, Option<Ipv4Addr>)> {
     match addr {
@@ -187,9 +279,9 @@ fn refused(addr: IpAddr) -> Option<(Rule, Option<Ipv4Addr>)> {
     }
 }
 
-/// Blocks of IPv4 that are not public unicast (IANA special-purpose registry), the first match names the
-/// rule.
-const REFUSED_V4: [([u8; 4], u32, Rule); 17] = [
+/// Blocks of IPv4 that are not public unicast (IANA special-purpose registry), or not for the public. The
+/// first match names the rule.
+const REFUSED_V4: [([u8; 4], u32, Rule); 20] = [
     ([255, 255, 255, 255], 32, Rule::Broadcast),
     ([0, 0, 0, 0], 8, Rule::Unspecified),
     ([10, 0, 0, 0], 8, Rule::Private),
@@ -207,6 +299,12 @@ const REFUSED_V4: [([u8; 4], u32, Rule); 17] = [
     ([198, 18, 0, 0], 15, Rule::Benchmarking),
     ([224, 0, 0, 0], 4, Rule::Multicast),
     ([240, 0, 0, 0], 4, Rule::Reserved),
+    // Azure, for all of its machines: their settings and certificates, health, DNS.
+    ([168, 63, 129, 16], 32, Rule::CloudPlatform),
+    // IBM Cloud, reached from within only: infrastructure services, and private endpoints of its databases
+    // and other products. Other platforms have theirs among the link-local and private addresses above.
+    ([161, 26, 0, 0], 16, Rule::CloudPlatform),
+    ([166, 8, 0, 0], 14, Rule::CloudPlatform),
 ];
 
 fn refused_v4(addr: Ipv4Addr) -> Option<Rule> {

@@ -5,6 +5,7 @@
 mod authority;
 
 mod anything;
+mod echoes;
 mod faults;
 mod oauth;
 mod receiver;
@@ -73,7 +74,7 @@ fn delivery(number: u128) -> Delivery {
 /// A network on which loopback is open.
 fn open_network() -> Arc<Network> {
     let allow = ["127.0.0.0/8", "::1/128"].map(|net| net.parse().expect("a network"));
-    let rules = Rules { allow: allow.to_vec(), https_only: false };
+    let rules = Rules { allow: allow.to_vec(), ..Rules::default() };
     Arc::new(Network::new(rules, None).expect("a network without a file of roots"))
 }
 

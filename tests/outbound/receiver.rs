@@ -60,6 +60,12 @@ impl Receiver {
         .await
     }
 
+    /// An address where nobody listens any more.
+    pub async fn closed() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        listener.local_addr().expect("an address")
+    }
+
     /// Reads one request and notes it; false when the connection ended instead.
     pub async fn read(&self, stream: &mut (impl AsyncRead + Unpin), number: usize) -> bool {
         let Some(request) = read_request(stream).await else { return false };

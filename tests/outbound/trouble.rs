@@ -90,9 +90,7 @@ async fn a_fresh_connection_that_is_reset_or_closed_fails_without_a_second_try()
 
 #[actix_rt::test]
 async fn a_refused_connection_names_the_address() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
+    let addr = Receiver::closed().await;
     let message = failed(attempt(&sender(&destination(format!("http://{addr}/")))).await);
     assert_eq!(message, format!("connection refused by {addr}"));
 }

@@ -66,11 +66,11 @@ async fn receivers_that_cannot_be_trusted_get_nothing_and_the_reason_is_written_
     }
     let plain = start(Kind::Raw(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()));
     let destination = db.destination(org, url(plain)).retry(0, 100).insert().await;
-    expected.push((destination, "TLS: 127.0.0.1:"));
+    expected.push((destination, "TLS: localhost:"));
     // Only for those with a certificate, which this destination has not.
     let closed = tls(trusted.issue(&params("localhost")), Some(&own));
     let destination = db.destination(org, url(closed)).retry(0, 100).insert().await;
-    expected.push((destination, "connection to 127.0.0.1:"));
+    expected.push((destination, "connection to localhost:"));
 
     // And three that are trusted: by the file of roots, by a root of their own, with a client certificate.
     let (certificate, key) = own.client();

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn open(networks: &[&str]) -> Rules {
-    Rules { allow: networks.iter().map(|n| n.parse().unwrap()).collect(), https_only: false }
+    Rules { allow: networks.iter().map(|n| n.parse().unwrap()).collect(), ..Rules::default() }
 }
 
 #[test]
@@ -38,6 +38,9 @@ fn each_refused_address_names_its_rule() {
         ("3fff::1", "documentation"),
         ("198.19.255.255", "benchmarking"),
         ("2001:2::1", "benchmarking"),
+        ("168.63.129.16", "cloud platform"),
+        ("161.26.0.10", "cloud platform"),
+        ("166.11.255.255", "cloud platform"),
         ("192.0.0.8", "reserved"),
         ("192.88.99.1", "reserved"),
         ("240.0.0.1", "reserved"),
@@ -53,6 +56,9 @@ fn each_refused_address_names_its_rule() {
         ("2002:7f00:1::1", "loopback, as it embeds 127.0.0.1"),
         ("2001:0:7f00:1::f7f7:f7f7", "loopback, as it embeds 127.0.0.1"),
         ("2001:0:808:808::80ff:fffe", "loopback, as it embeds 127.0.0.1"),
+        ("::ffff:168.63.129.16", "cloud platform, as it embeds 168.63.129.16"),
+        ("64:ff9b::168.63.129.16", "cloud platform, as it embeds 168.63.129.16"),
+        ("2002:a83f:8110::1", "cloud platform, as it embeds 168.63.129.16"),
         ("2600::5efe:192.168.0.1", "private network, as it embeds 192.168.0.1"),
         ("2600::200:5efe:192.168.0.1", "private network, as it embeds 192.168.0.1"),
     ];
@@ -67,6 +73,7 @@ fn public_addresses_are_let_through() {
     for addr in
         ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111", "2a00:1450::1"]
             .into_iter()
+            .chain(["168.63.129.15", "168.63.129.17", "161.27.0.1", "166.7.255.255", "166.12.0.0"])
             .chain(["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1", "2001:0:808:808::f7f7:f7f7"])
     {
         assert_eq!(Rules::default().check_addr(addr.parse().unwrap()), Ok(()), "{addr}");
@@ -90,6 +97,80 @@ fn an_allowed_network_opens_itself_and_its_mapped_form_only() {
 }
 
 #[test]
+fn of_an_address_that_a_name_led_to_only_the_rule_is_told() {
+    for (addr, expected) in [
+        ("10.1.2.3", "a private network address"),
+        ("::ffff:10.1.2.3", "a private network address"),
+        ("64:ff9b::a01:203", "a private network address"),
+        ("168.63.129.16", "a cloud platform address"),
+        ("0.0.0.0", "an unspecified address"),
+        ("fd00::1", "a unique-local address"),
+    ] {
+        let addr: IpAddr = addr.parse().unwrap();
+        let refusal = Rules::default().check_resolved("in.example.com", addr).unwrap_err().to_string();
+        let opens = "POSTHASTE_ALLOW_NETWORKS opens networks on purpose";
+        let whole = format!("host in.example.com is refused: it leads to {expected} ({opens})");
+        assert_eq!(refusal, whole, "{addr}");
+    }
+    assert_eq!(Rules::default().check_resolved("in.example.com", [8, 8, 8, 8].into()), Ok(()));
+    assert_eq!(open(&["10.0.0.0/8"]).check_resolved("in.example.com", [10, 1, 2, 3].into()), Ok(()));
+}
+
+/// The table of "bad ports" in WHATWG Fetch, without 0, which is no port.
+const BAD_PORTS: [u16; 82] = [
+    1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102, 103, 104,
+    109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465, 512, 513, 514, 515,
+    526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993, 995, 1719, 1720, 1723, 2049,
+    3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080,
+];
+
+#[test]
+fn ports_of_other_services_are_refused_unless_they_are_opened() {
+    let databases = [1433, 1521, 3306, 5432, 9042, 27017, 6379, 11211];
+    let others = [873, 2181, 2375, 2376, 2379, 2380, 3389, 5672, 5900, 10250];
+    let bad = BAD_PORTS.into_iter().filter(|port| ![1, 9, 10080].contains(port));
+    for port in bad.chain(databases).chain(others) {
+        for host in ["example.com", "8.8.8.8", "[2606:4700::1111]"] {
+            let url = format!("https://{host}:{port}/");
+            let refusal = Rules::default().check_url(&url).expect_err(&url);
+            assert!(matches!(refusal, Refusal::Port { port: refused, .. } if refused == port), "{refusal}");
+        }
+        let opened = Rules { allow_ports: vec![443, port], ..Rules::default() };
+        assert!(opened.check_url(&format!("http://example.com:{port}/")).is_ok(), "{port}");
+        assert_eq!(opened.check_port(port), Ok(()));
+        // It opens nothing else.
+        let other = if port == 22 { 25 } else { 22 };
+        assert!(opened.check_port(other).is_err());
+        assert!(opened.check_url(&format!("http://127.0.0.1:{port}/")).is_err());
+    }
+    let refusal = Rules::default().check_url("http://example.com:6379/").unwrap_err().to_string();
+    assert_eq!(refusal, "port 6379 is refused: a cache (POSTHASTE_ALLOW_PORTS opens ports on purpose)");
+}
+
+#[test]
+fn ports_of_web_services_and_of_outgoing_connections_are_let_through() {
+    let usual =
+        [80, 88, 443, 591, 631, 1080, 3000, 3128, 4000, 4318, 4444, 5000, 5001, 5601, 5984, 7000, 7001];
+    let more = [8000, 8008, 8080, 8081, 8086, 8088, 8443, 8500, 8888, 9000, 9090, 9092, 9100, 9200, 9443];
+    for port in usual.into_iter().chain(more).chain([1, 9, 10080, 10443, 15672]).chain(30_000..=u16::MAX) {
+        assert_eq!(Rules::default().check_port(port), Ok(()), "{port}");
+    }
+    for url in ["http://example.com/", "https://example.com/", "http://example.com:443/", "https://a.de:80/"]
+    {
+        assert!(Rules::default().check_url(url).is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn each_port_belongs_to_one_service() {
+    let mut all: Vec<u16> = REFUSED_PORTS.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
+    let number = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), number);
+}
+
+#[test]
 fn urls_are_refused_with_the_reason() {
     let table = [
         ("", "cannot be used"),
@@ -98,6 +179,7 @@ fn urls_are_refused_with_the_reason() {
         ("http://exa\nmple.com/", "control character"),
         (" https://example.com/", "whitespace"),
         ("https://example.com:0/", "port 0"),
+        ("http://example.com:00025/", "port 25 is refused: mail ("),
         ("https://example.com:99999/", "cannot be used"),
         ("http://./", "no host"),
         ("ftp://example.com/", "only http and https"),
@@ -297,6 +379,8 @@ proptest! {
             // What is let through stays what it is when it is read again, and leads to no refused literal.
             prop_assert_eq!(Rules::default().check_url(url.as_str()), Ok(url.clone()));
             prop_assert!(["http", "https"].contains(&url.scheme()) && url.username().is_empty());
+            let port = url.port_or_known_default().unwrap();
+            prop_assert_eq!(Rules::default().check_port(port), Ok(()), "{}", url);
             match url.host() {
                 Some(Host::Ipv4(addr)) => prop_assert!(refused(addr.into()).is_none(), "{}", url),
                 Some(Host::Ipv6(addr)) => prop_assert!(refused(addr.into()).is_none(), "{}", url),
