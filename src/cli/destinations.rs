@@ -16,7 +16,8 @@ use self::show::{created, deleted, enabled, list, rotated, show, stats, tested};
 use self::write::WriteArgs;
 use super::desk::{self, DeskArgs, Failure, PageArgs};
 use crate::config::{Outbound, OutboundArgs};
-use crate::manage::destinations::{self, DeletedView, Disable, Query, Rotate, Setup};
+use crate::manage::Principal;
+use crate::manage::destinations::{self, DeletedView, Disable, Query, Rotate, Setup, UpdatedView};
 use crate::manage::given::Given;
 use crate::model::DestinationId;
 use crate::outbound::Network;
@@ -178,25 +179,30 @@ impl Ready {
     }
 
     fn setup(&self) -> Setup<'_> {
-        Setup { keys: &self.keys, network: &self.network }
+        // Only keys have a limit.
+        Setup { keys: &self.keys, network: &self.network, max_destinations: u32::MAX }
     }
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
+    let operator = Principal::Operator;
     match &args.command {
         Command::List(args) => {
             let query = Query { limit: args.page.limit.clone(), cursor: args.page.cursor.clone() };
-            desk::run(&args.desk, async |conn, org| Ok(destinations::list(conn, org, &query).await?), list)
+            let read = async |conn: &mut _, org| Ok(destinations::list(conn, org, operator, &query).await?);
+            desk::run(&args.desk, read, list)
         }
         Command::Show(args) => {
             let id = DestinationId(args.id);
-            desk::run(&args.desk, async |conn, org| Ok(destinations::one(conn, org, id).await?), show)
+            let read = async |conn: &mut _, org| Ok(destinations::one(conn, org, operator, id).await?);
+            desk::run(&args.desk, read, show)
         }
         Command::Create(args) => {
             let create = async |conn: &mut _, org| {
                 let ready = Ready::new(&args.outbound)?;
-                Ok(destinations::create(conn, org, args.write.changes()?, ready.setup()).await?)
+                let changes = args.write.changes()?;
+                Ok(destinations::create(conn, org, operator, changes, ready.setup()).await?)
             };
             desk::run(&args.desk, create, created)
         }
@@ -204,29 +210,32 @@ pub fn run(args: &Args) -> ExitCode {
             let (id, expected) = (DestinationId(args.id), args.if_version.as_deref());
             let update = async |conn: &mut _, org| {
                 let ready = Ready::new(&args.outbound)?;
-                let changes = args.write.changes()?;
-                Ok(destinations::update(conn, org, id, changes, expected, ready.setup()).await?)
+                let (changes, setup) = (args.write.changes()?, ready.setup());
+                Ok(destinations::update(conn, org, operator, id, changes, expected, setup).await?)
             };
-            desk::run(&args.desk, update, show)
+            desk::run(&args.desk, update, |updated: &UpdatedView| show(&updated.destination))
         }
         Command::Delete(args) => delete(args),
         Command::Enable(args) => {
             let id = DestinationId(args.id);
-            let enable =
-                async |conn: &mut _, org| Ok(destinations::enable(conn, org, id, desk::COUNTING).await?);
+            let enable = async |conn: &mut _, org| {
+                Ok(destinations::enable(conn, org, operator, id, desk::COUNTING).await?)
+            };
             desk::run(&args.desk, enable, enabled)
         }
         Command::Disable(args) => {
             let id = DestinationId(args.one.id);
             let asked = Disable { reason: args.reason.clone().into() };
-            let disable = async |conn: &mut _, org| Ok(destinations::disable(conn, org, id, asked).await?);
+            let disable =
+                async |conn: &mut _, org| Ok(destinations::disable(conn, org, operator, id, asked).await?);
             desk::run(&args.one.desk, disable, show)
         }
         Command::Test(args) => test(args),
         Command::RotateSecret(args) => rotate(args),
         Command::Stats(args) => {
             let id = DestinationId(args.id);
-            let read = async |conn: &mut _, org| Ok(destinations::stats(conn, org, id, None).await?);
+            let read =
+                async |conn: &mut _, org| Ok(destinations::stats(conn, org, operator, id, None).await?);
             desk::run(&args.desk, read, stats)
         }
     }
@@ -235,7 +244,7 @@ pub fn run(args: &Args) -> ExitCode {
 fn delete(args: &DeleteArgs) -> ExitCode {
     let id = DestinationId(args.one.id);
     let delete = async |conn: &mut _, org| {
-        let name = destinations::one(conn, org, id).await?.name;
+        let name = destinations::one(conn, org, Principal::Operator, id).await?.name;
         desk::confirm(&format!("Delete the destination {name:?} with all its deliveries?"), args.yes)?;
         let mut all = DeletedView { deleted: false, deliveries: 0 };
         while !all.deleted {
@@ -270,7 +279,7 @@ fn rotate(args: &RotateArgs) -> ExitCode {
             let text = text.map_err(|_| Failure::Input("the secret is not UTF-8".into()))?;
             asked.signing_secret = Given::Value(text.trim_end_matches(['\r', '\n']).to_owned());
         }
-        Ok(destinations::rotate(conn, org, id, asked, ready.setup()).await?)
+        Ok(destinations::rotate(conn, org, Principal::Operator, id, asked, ready.setup()).await?)
     };
     desk::run(&args.one.desk, rotate, rotated)
 }

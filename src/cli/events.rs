@@ -7,13 +7,17 @@ use uuid::Uuid;
 
 use super::desk::{self, DeskArgs, Failure, PageArgs};
 use crate::config::DEFAULT_MAX_EVENT_BYTES;
-use crate::manage::List;
 use crate::manage::events::{self, DetailView, Query, Receipt, View};
 use crate::manage::jobs::{self, Backfill};
+use crate::manage::{List, Principal};
 use crate::model::{DestinationId, EventId};
 
 /// Bytes of a file of events.
 const MAX_FILE_BYTES: u64 = 256 << 20;
+/// Bytes of an event that is shown: as large as one may be by any configuration.
+const MAX_SHOWN_BYTES: usize = 64 << 20;
+/// What is said of a part that is larger.
+const TOO_LARGE: &str = "(larger than 64 MiB, not shown)";
 
 /// Arguments of `posthaste events`.
 #[derive(clap::Args, Debug)]
@@ -121,7 +125,10 @@ pub fn run(args: &Args) -> ExitCode {
         }
         Command::Show(args) => {
             let id = EventId(args.id);
-            desk::run(&args.desk, async |conn, org| Ok(events::one(conn, org, id).await?), show)
+            let read = async |conn: &mut _, org| {
+                Ok(events::one(conn, org, Principal::Operator, id, MAX_SHOWN_BYTES).await?)
+            };
+            desk::run(&args.desk, read, show)
         }
         Command::Send(args) => {
             let send = async |conn: &mut _, org| {
@@ -163,6 +170,7 @@ fn list(page: &List<View>) {
 }
 
 fn show(detail: &DetailView) {
+    let or_too_large = |text: Option<String>, is: bool| if is { Some(TOO_LARGE.to_owned()) } else { text };
     desk::fields([
         ("event", Some(detail.event.id.to_string())),
         ("type", Some(detail.event.event_type.clone())),
@@ -172,8 +180,8 @@ fn show(detail: &DetailView) {
         ("session", detail.session_id.map(|id| id.to_string())),
         ("client", detail.client_name.clone()),
         ("client version", detail.client_version.clone()),
-        ("content", detail.content.clone()),
-        ("payload", Some(detail.payload.get().to_owned())),
+        ("content", or_too_large(detail.content.clone(), detail.content_too_large)),
+        ("payload", or_too_large(Some(detail.payload.get().to_owned()), detail.payload_too_large)),
     ]);
     if !detail.deliveries.is_empty() {
         println!();

@@ -5,7 +5,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::input::{Faults, Time, shown};
-use super::{Fault, List};
+use super::{Fault, List, Principal};
 use crate::model::{DbTime, DeliveryId, OrgId, Status};
 use crate::store::Connection;
 use crate::store::deliveries::list::{self, Detail, Filter, Listed, PastAttempt};
@@ -111,6 +111,36 @@ pub struct AttemptView {
     pub error_message: Option<String>,
     /// Whether it counts against the retries.
     pub charged: bool,
+}
+
+impl View {
+    /// The same as `principal` may see it: a message may quote a URL.
+    #[must_use]
+    pub fn shown_to(self, principal: Principal) -> View {
+        View { error_message: principal.optional_text(self.error_message), ..self }
+    }
+}
+
+impl DetailView {
+    /// The same as `principal` may see it: a receiver may repeat the URL that it was asked for.
+    #[must_use]
+    pub fn shown_to(self, principal: Principal) -> DetailView {
+        DetailView {
+            delivery: self.delivery.shown_to(principal),
+            response_body: principal.optional_text(self.response_body),
+            failed_attempts: self.failed_attempts.into_iter().map(|one| one.shown_to(principal)).collect(),
+        }
+    }
+}
+
+impl AttemptView {
+    fn shown_to(self, principal: Principal) -> AttemptView {
+        AttemptView {
+            response_body: principal.optional_text(self.response_body),
+            error_message: principal.optional_text(self.error_message),
+            ..self
+        }
+    }
 }
 
 /// What a retry by hand did.

@@ -8,18 +8,23 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::input::{Faults, MAX_EVENT_TYPE, Time, has_nul, read_array, read_object, shown};
-use super::{Fault, FieldFault, List, deliveries};
-use crate::model::{EventId, OrgId};
+use super::{Fault, FieldFault, List, Principal, deliveries};
+use crate::format::Format;
+use crate::model::{DbTime, Event, EventId, OrgId};
 use crate::store::destinations::OPERATIONAL_CATEGORY;
-use crate::store::events::{self, Filter, NewEvent, Posted};
+use crate::store::events::{self, Filter, NewEvent, Posted, Refusal};
 use crate::store::{Connection, StoreError, deliveries as store_deliveries};
 
 /// Events of one request.
 pub const MAX_EVENTS: usize = 1_000;
 /// The category of events that name none.
 pub const DEFAULT_CATEGORY: &str = "api";
-/// Bytes of an event on the wire beside its payload and its content.
-const OTHER_BYTES: usize = 1_024;
+/// As long as every time on the wire.
+const A_TIME: &str = "2026-01-31T12:00:00.000000Z";
+/// What is said about an employee of another organization as well, whom nobody else is told of.
+const UNKNOWN_EMPLOYEE: &str = "the organization has no such employee";
+/// Ids that one conflict names.
+const MAX_NAMED: usize = 10;
 /// Characters of a category, a client's name and its version, as their columns have them.
 const MAX_CATEGORY: usize = 50;
 const MAX_CLIENT_NAME: usize = 100;
@@ -44,7 +49,7 @@ pub struct Sent {
     /// Any JSON; it reaches receivers as it is.
     #[schema(value_type = Option<serde_json::Value>)]
     pub payload: Option<Box<RawValue>>,
-    /// Who did it.
+    /// Who did it: an employee of the organization.
     pub employee_id: Option<Uuid>,
     /// In which session.
     pub session_id: Option<Uuid>,
@@ -86,12 +91,12 @@ pub fn read(json: &[u8]) -> Result<Vec<Sent>, Fault> {
     })
 }
 
-/// Writes `sent` for `org`: all of them, in this order, or none. Events larger than `max_bytes` of JSON would
-/// be dead at once.
+/// Writes `sent` for `org`: all of them, in this order, or none. Events larger than `max_bytes` of JSON, as
+/// PostgreSQL prints it, would be dead at once.
 ///
 /// # Errors
-/// [`Fault::Invalid`]; [`Fault::Conflict`] where an id belongs to another event; [`Fault::NotFound`] where
-/// there is no such organization; [`Fault::Store`].
+/// [`Fault::Invalid`]; [`Fault::Conflict`] where an id belongs to another event, of whatever organization;
+/// [`Fault::NotFound`] where there is no such organization; [`Fault::Store`].
 pub async fn send(
     db: &mut Connection,
     org: OrgId,
@@ -99,28 +104,59 @@ pub async fn send(
     max_bytes: usize,
 ) -> Result<Vec<Receipt>, Fault> {
     let many = sent.len() > 1;
-    let events = check(sent, max_bytes)?;
+    let events = check(org, sent, max_bytes)?;
     match events::insert(db, org, &events).await {
         Ok(Posted::Stored(stored)) => {
-            let receipt =
-                |(id, at): (EventId, crate::model::DbTime)| Receipt { id: id.0, created_at: at.iso() };
+            let receipt = |(id, at): (EventId, DbTime)| Receipt { id: id.0, created_at: at.iso() };
             Ok(stored.into_iter().map(receipt).collect())
         }
-        Ok(Posted::Conflict(ids)) => {
-            let ids: Vec<String> = ids.iter().take(10).map(ToString::to_string).collect();
-            Err(Fault::Conflict(format!("{} belongs to an event with other contents", ids.join(", "))))
-        }
+        Ok(Posted::Refused(refusals)) => Err(cannot_be_written(&events, &refusals, max_bytes)),
         Ok(Posted::NoColumn(column)) => Err(invalid(column, "this application's events have no such column")),
         Err(error) if error.is_about_data() || error.is_about_depth() => Err(refused(org, error, many)),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Why these events cannot be written. What is wrong with a field is told first.
+fn cannot_be_written(events: &[NewEvent], refusals: &[(usize, Refusal)], max_bytes: usize) -> Fault {
+    let field = |at: usize, name: &str| place(events.len() > 1, at, name);
+    let too_large = format!(
+        "the event has more than {max_bytes} bytes of JSON, as PostgreSQL prints it \
+         (POSTHASTE_MAX_EVENT_BYTES)"
+    );
+    let (mut faults, mut taken) = (Vec::new(), Vec::new());
+    for (at, refusal) in refusals {
+        let (name, detail) = match refusal {
+            Refusal::TooLarge => ("payload", too_large.as_str()),
+            Refusal::UnknownEmployee => ("employee_id", UNKNOWN_EMPLOYEE),
+            Refusal::IdTaken => {
+                taken.push(events[*at].id.to_string());
+                continue;
+            }
+        };
+        faults.push(FieldFault { field: field(*at, name), detail: detail.to_owned() });
+    }
+    if !faults.is_empty() {
+        return Fault::Invalid(faults);
+    }
+    taken.truncate(MAX_NAMED);
+    // The same whoever has used the id, and for what.
+    Fault::Conflict(format!(
+        "{} cannot be used as the id of such an event: send what was sent with it before, or use another id",
+        taken.join(", ")
+    ))
+}
+
+/// How the field of an event of a request is called.
+fn place(many: bool, at: usize, field: &str) -> String {
+    if many { format!("events[{at}].{field}") } else { field.to_owned() }
+}
+
 /// What PostgreSQL has against the values.
 fn refused(org: OrgId, error: StoreError, many: bool) -> Fault {
     match error.constraint() {
         Some(name) if name.contains("org_id") => Fault::NotFound(format!("organization {org}")),
-        Some(name) if name.contains("employee") => invalid("employee_id", "there is no such employee"),
+        Some(name) if name.contains("employee") => invalid("employee_id", UNKNOWN_EMPLOYEE),
         Some(_) => invalid("event", &error.to_string()),
         None if many => invalid("payload", &format!("of one of the events: {error}")),
         None => invalid("payload", &error.to_string()),
@@ -131,7 +167,7 @@ fn invalid(field: &str, detail: &str) -> Fault {
     Fault::Invalid(vec![FieldFault { field: field.to_owned(), detail: detail.to_owned() }])
 }
 
-fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
+fn check(org: OrgId, sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
     let mut faults = Faults::default();
     if !(1..=MAX_EVENTS).contains(&sent.len()) {
         faults.add("events", format!("must be 1 to {MAX_EVENTS}, not {}", sent.len()));
@@ -141,7 +177,7 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
     let mut places: HashMap<Uuid, usize> = HashMap::new();
     let mut events = Vec::with_capacity(sent.len());
     for (at, one) in sent.into_iter().enumerate() {
-        let place = |field: &str| if many { format!("events[{at}].{field}") } else { field.to_owned() };
+        let place = |field: &str| place(many, at, field);
         let texts = [
             ("event_type", Some(&one.event_type), 1, MAX_EVENT_TYPE),
             ("event_category", one.event_category.as_ref(), 1, MAX_CATEGORY),
@@ -160,28 +196,47 @@ fn check(sent: Vec<Sent>, max_bytes: usize) -> Result<Vec<NewEvent>, Fault> {
         if has_nul(payload) {
             faults.add(&place("payload"), "must not contain the character NUL (\\u0000)");
         }
-        let bytes = payload.len() + one.content.as_ref().map_or(0, String::len);
-        if bytes + OTHER_BYTES > max_bytes {
-            faults
-                .add(&place("payload"), format!("with the content, {bytes} bytes are more than {max_bytes}"));
-        }
         let id = one.id.unwrap_or_else(Uuid::new_v4);
         if let Some(first) = places.insert(id, at) {
             faults.add(&place("id"), format!("is the id of events[{first}], too"));
         }
-        events.push(NewEvent {
-            id: EventId(id),
-            event_type: one.event_type,
-            event_category: one.event_category.unwrap_or_else(|| DEFAULT_CATEGORY.into()),
-            content: one.content,
-            payload: payload.to_owned(),
-            employee_id: one.employee_id,
-            session_id: one.session_id,
-            client_name: one.client_name,
-            client_version: one.client_version,
-        });
+        let payload = payload.to_owned();
+        events.push(new_event(org, EventId(id), one, payload, max_bytes));
     }
     faults.check(events)
+}
+
+/// What is to be written. How long the payload is, PostgreSQL only knows: it prints `1e131071` in full, and
+/// leaves out blanks. Here is what the rest of the event leaves of `max_bytes` to it.
+fn new_event(org: OrgId, id: EventId, sent: Sent, payload: String, max_bytes: usize) -> NewEvent {
+    let Sent { employee_id, session_id, client_name, client_version, event_type, content, .. } = sent;
+    let event_category = sent.event_category.unwrap_or_else(|| DEFAULT_CATEGORY.into());
+    let event = Event {
+        id,
+        org,
+        employee_id,
+        session_id,
+        client_name,
+        client_version,
+        event_type,
+        event_category,
+        content,
+        payload: String::new(),
+        created_at: A_TIME.to_owned(),
+    };
+    let payload_room = max_bytes.saturating_sub(Format::Standard.event_bytes(&event));
+    NewEvent {
+        id,
+        event_type: event.event_type,
+        event_category: event.event_category,
+        content: event.content,
+        payload,
+        payload_room,
+        employee_id,
+        session_id,
+        client_name: event.client_name,
+        client_version: event.client_version,
+    }
 }
 
 /// Which events to list, as it was asked.
@@ -230,9 +285,13 @@ pub struct DetailView {
     pub event: View,
     /// A sentence for people.
     pub content: Option<String>,
+    /// Whether there is one that is not shown, as it is larger than an event may be.
+    pub content_too_large: bool,
     /// Any JSON.
     #[schema(value_type = serde_json::Value)]
     pub payload: Box<RawValue>,
+    /// Whether it is not shown (then it is null), as with the content it is larger than an event may be.
+    pub payload_too_large: bool,
     /// Who did it.
     pub employee_id: Option<Uuid>,
     /// In which session.
@@ -259,24 +318,42 @@ pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List
     Ok(shown(events::list(db, &filter, cursor, limit).await?, view))
 }
 
-/// One event of `org`.
+/// One event of `org`, with as much of its content and its payload as has room in `max_bytes` of JSON.
 ///
 /// # Errors
 /// [`Fault::NotFound`], [`Fault::Store`].
-pub async fn one(db: &mut Connection, org: OrgId, id: EventId) -> Result<DetailView, Fault> {
-    let found = events::one(db, org, id).await?;
+pub async fn one(
+    db: &mut Connection,
+    org: OrgId,
+    principal: Principal,
+    id: EventId,
+    max_bytes: usize,
+) -> Result<DetailView, Fault> {
+    let found = events::one(db, org, id, max_bytes).await?;
     let full = found.ok_or_else(|| Fault::NotFound(format!("event {id}")))?;
     let of_event = store_deliveries::list::of_event(db, org, id).await?;
+    let has_content = full.content.is_some() || full.content_too_large;
+    let content = full.content.filter(|content| printed_bytes(content) <= max_bytes);
+    let left = max_bytes - content.as_deref().map_or(0, printed_bytes);
+    let payload = full.payload.filter(|payload| payload.len() <= left);
+    let payload = payload.and_then(|payload| RawValue::from_string(payload).ok());
     Ok(DetailView {
         event: view(full.event),
-        content: full.content,
-        payload: RawValue::from_string(full.payload).unwrap_or_default(),
+        content_too_large: has_content && content.is_none(),
+        content,
+        payload_too_large: payload.is_none(),
+        payload: payload.unwrap_or_default(),
         employee_id: full.employee_id,
         session_id: full.session_id,
         client_name: full.client_name,
         client_version: full.client_version,
-        deliveries: of_event.into_iter().map(deliveries::view).collect(),
+        deliveries: of_event.into_iter().map(|one| deliveries::view(one).shown_to(principal)).collect(),
     })
+}
+
+/// Bytes of a text as JSON: a control character has six.
+fn printed_bytes(text: &str) -> usize {
+    serde_json::to_string(text).map_or(usize::MAX, |json| json.len())
 }
 
 fn view(listed: events::Listed) -> View {

@@ -26,6 +26,8 @@ pub const MAX_EVENT_TYPE: usize = 100;
 
 /// Faults of one body that are told at once.
 const MAX_FAULTS: usize = 50;
+/// Characters of a field's name, and of what is wrong with it.
+const MAX_TOLD: usize = 400;
 /// Bytes that are read again for that.
 const MAX_READ_AGAIN: usize = 8 * 1024 * 1024;
 /// The earliest time that PostgreSQL has: 4714 BC, in microseconds since 1970.
@@ -140,9 +142,19 @@ pub fn read_pairs<T: DeserializeOwned>(pairs: impl Iterator<Item = (String, Stri
     match T::deserialize(&value) {
         Ok(read) => faults.check(read),
         Err(_) => {
-            faults.0.extend(faults_of::<T>(value, MAX_FAULTS));
+            for fault in faults_of::<T>(value, MAX_FAULTS) {
+                faults.add(&fault.field, fault.detail);
+            }
             Err(Fault::Invalid(faults.0))
         }
+    }
+}
+
+/// The beginning of what was sent, as far as it is told.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_TOLD) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -173,7 +185,7 @@ fn faults_of<T: DeserializeOwned>(mut value: Value, most: usize) -> Vec<FieldFau
         // What was wrong and taken out is not missing.
         let known = faults.iter().any(|fault| fault.field == field);
         if !known {
-            faults.push(FieldFault { field, detail });
+            faults.push(FieldFault { field: cut(&field), detail: cut(&detail) });
         }
         if known || !remove(&mut value, &path) {
             break;
@@ -216,7 +228,10 @@ pub struct Faults(Vec<FieldFault>);
 impl Faults {
     /// Notes one.
     pub fn add(&mut self, field: &str, detail: impl Into<String>) {
-        self.0.push(FieldFault { field: field.to_owned(), detail: detail.into() });
+        // The answer must not grow with what was sent.
+        if self.0.len() < MAX_FAULTS {
+            self.0.push(FieldFault { field: cut(field), detail: cut(&detail.into()) });
+        }
     }
 
     /// `value`, unless there was a fault.

@@ -19,8 +19,9 @@ use uuid::Uuid;
 use super::given::Given;
 use super::input::{Faults, shown};
 use super::{Fault, List, Once};
+use crate::clock;
 use crate::model::{DbTime, KeyId, OrgId, Secret};
-use crate::store::keys::{self, Key};
+use crate::store::keys::{self, Key, Known};
 use crate::store::{Connection, StoreError, secrets};
 
 pub use crate::store::keys::Role;
@@ -194,12 +195,157 @@ pub async fn authenticate(db: &mut Connection, presented: &str) -> Result<Option
     Ok(is_same.then_some(Caller { org: found.org, role: found.role, key: found.id }))
 }
 
-/// Whether there is any key that can be used.
-///
-/// # Errors
-/// Whatever the database says.
-pub async fn any_exists(db: &mut Connection) -> Result<bool, StoreError> {
-    keys::any(db).await
+/// Between two looks for keys that are new.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks at all keys.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
+/// Transactions that take longer than this between making a key and committing it are found with all keys.
+const LATE_COMMIT: Duration = Duration::from_secs(30);
+
+/// The hashes of the keys, so that guessing one costs no query. What is in it may have been revoked.
+#[derive(Default)]
+pub struct Directory {
+    known: Mutex<HashMap<String, Known>>,
+    looks: tokio::sync::Mutex<Refreshes>,
+}
+
+/// What is known of a text that has the form of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recognized {
+    /// A key of this organization, which may have been revoked.
+    Key(OrgId),
+    /// It begins like a key that is another one.
+    Wrong,
+    /// It begins like none that is known.
+    Unknown,
+}
+
+#[derive(Default)]
+struct Refreshes {
+    last: Option<Instant>,
+    failed: Option<Instant>,
+    at_all: Option<Instant>,
+    newest: Option<DbTime>,
+}
+
+impl Directory {
+    /// What is known of a text that has the form of a key.
+    pub fn recognize(&self, presented: &str) -> Recognized {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match prefix(presented).and_then(|prefix| known.get(prefix)) {
+            None => Recognized::Unknown,
+            Some(found) if hash(presented).as_slice().ct_eq(&found.hash).into() => Recognized::Key(found.org),
+            Some(_) => Recognized::Wrong,
+        }
+    }
+
+    /// Knows a key that was created a moment ago.
+    pub fn add(&self, created: &CreatedView) {
+        let key = created.key.0.reveal();
+        let Some(prefix) = prefix(key) else { return };
+        let known = Known {
+            prefix: prefix.to_owned(),
+            hash: hash(key).to_vec(),
+            org: OrgId(created.view.org_id),
+            // It is read once more with those that come after.
+            created_at: DbTime(i64::MIN),
+        };
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix.to_owned(), known);
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Reads which keys there are, unless that has been done after `since`; once a second at most, however
+    /// many ask.
+    ///
+    /// # Errors
+    /// Whatever the database says, or `connect`.
+    pub async fn refresh<C, E>(
+        &self,
+        since: Instant,
+        connect: impl AsyncFnOnce() -> Result<C, E>,
+    ) -> Result<(), E>
+    where
+        C: std::ops::DerefMut<Target = Connection>,
+        E: From<StoreError>,
+    {
+        let looks = self.looks.lock().await;
+        self.refresh_if_due(looks, since, connect).await
+    }
+
+    /// The same, unless somebody is at it.
+    ///
+    /// # Errors
+    /// As [`Directory::refresh`].
+    pub async fn try_refresh<C, E>(
+        &self,
+        since: Instant,
+        connect: impl AsyncFnOnce() -> Result<C, E>,
+    ) -> Result<(), E>
+    where
+        C: std::ops::DerefMut<Target = Connection>,
+        E: From<StoreError>,
+    {
+        match self.looks.try_lock() {
+            Ok(looks) => self.refresh_if_due(looks, since, connect).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn refresh_if_due<C, E>(
+        &self,
+        mut looks: tokio::sync::MutexGuard<'_, Refreshes>,
+        since: Instant,
+        connect: impl AsyncFnOnce() -> Result<C, E>,
+    ) -> Result<(), E>
+    where
+        C: std::ops::DerefMut<Target = Connection>,
+        E: From<StoreError>,
+    {
+        if looks.failed.is_some_and(|failed| failed >= since) {
+            // Whoever waited with others need not find out once more.
+            return Err(StoreError::Timeout.into());
+        }
+        if let Some(last) = looks.last {
+            if last >= since {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY.saturating_sub(last.elapsed())).await;
+        }
+        let done = self.read(&mut looks, connect).await;
+        looks.failed = done.is_err().then(clock::now);
+        done
+    }
+
+    async fn read<C, E>(
+        &self,
+        looks: &mut Refreshes,
+        connect: impl AsyncFnOnce() -> Result<C, E>,
+    ) -> Result<(), E>
+    where
+        C: std::ops::DerefMut<Target = Connection>,
+        E: From<StoreError>,
+    {
+        let now = clock::now();
+        let at_all = looks.at_all.is_none_or(|at| now.duration_since(at) >= LOOK_AT_ALL_EVERY);
+        let newest = looks.newest.filter(|_| !at_all);
+        let from = newest.map_or(DbTime(i64::MIN), |newest| {
+            DbTime(newest.0.saturating_sub(LATE_COMMIT.as_micros() as i64))
+        });
+        let found = keys::usable(&mut *connect().await?, from).await?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if at_all {
+            known.clear();
+            looks.at_all = Some(now);
+        }
+        looks.newest = found.iter().map(|key| key.created_at).max().max(looks.newest);
+        known.extend(found.into_iter().map(|key| (key.prefix.clone(), key)));
+        looks.last = Some(now);
+        Ok(())
+    }
 }
 
 /// Remembers when each key was used, so that its `last_used_at` is written once a minute at most.

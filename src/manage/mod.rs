@@ -8,9 +8,11 @@ pub mod given;
 pub mod input;
 pub mod jobs;
 pub mod keys;
+mod principal;
 
 use std::fmt;
 
+pub use self::principal::Principal;
 use crate::model::Secret;
 use crate::store::StoreError;
 
@@ -56,6 +58,13 @@ pub struct List<T> {
     pub items: Vec<T>,
     /// What to ask the next page with; null: there is none.
     pub next_cursor: Option<String>,
+}
+
+impl<T> List<T> {
+    /// The same page with `change` made to each of its items.
+    pub fn map<U>(self, change: impl FnMut(T) -> U) -> List<U> {
+        List { items: self.items.into_iter().map(change).collect(), next_cursor: self.next_cursor }
+    }
 }
 
 /// A secret that is shown this once, to whoever caused it to be made. `Debug` does not show it.

@@ -49,12 +49,17 @@ macro_rules! version {
 /// The columns of [`Destination`], from `w` and `s`.
 macro_rules! columns {
     () => {
-        "w.id, w.org_id, w.url, w.auth_type, coalesce(w.auth_config, '{}')::text AS auth_config,
+        "w.id, w.org_id, left(w.url, 9000) AS url, w.auth_type,
+        -- a number of a few bytes prints as 128 KiB: what is too large is no object, and so a fault
+        coalesce(public.posthaste_printed(coalesce(w.auth_config, '{}'), 262144), '\"too large\"')
+            AS auth_config,
         w.batch_size, w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
         s.destination_id IS NOT NULL AS has_settings, s.payload_format,
-        s.format_options::text AS format_options, s.rate_limit_per_second, s.rate_limit_burst,
+        coalesce(public.posthaste_printed(s.format_options, 262144), '{}') AS format_options,
+        s.rate_limit_per_second, s.rate_limit_burst,
         s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
-        s.extra_headers::text AS extra_headers, s.signature_scheme, s.signature_header,
+        coalesce(public.posthaste_printed(s.extra_headers, 262144), '\"too large\"') AS extra_headers,
+        s.signature_scheme, s.signature_header,
         s.previous_signing_secret, s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key,
         s.tls_ca"
     };

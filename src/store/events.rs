@@ -27,6 +27,8 @@ pub struct NewEvent {
     pub content: Option<String>,
     /// JSON text.
     pub payload: String,
+    /// Bytes that the payload may have as PostgreSQL prints it.
+    pub payload_room: usize,
     /// Who did it.
     pub employee_id: Option<Uuid>,
     /// In which session.
@@ -42,36 +44,90 @@ pub struct NewEvent {
 pub enum Posted {
     /// All are there, written now or by the same request before: when each was, in the order of the request.
     Stored(Vec<(EventId, DbTime)>),
-    /// These ids belong to other events; nothing was written.
-    Conflict(Vec<EventId>),
+    /// These events cannot be written, by their places in the request; nothing was.
+    Refused(Vec<(usize, Refusal)>),
     /// This database's events have no such column; nothing was written.
     NoColumn(&'static str),
 }
 
+/// Why an event cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The payload as PostgreSQL prints it has no room.
+    TooLarge,
+    /// The organization has no such employee.
+    UnknownEmployee,
+    /// The id belongs to another event, of whatever organization.
+    IdTaken,
+}
+
+/// Whether `public.employees` has the columns that tell whose an employee is, and whether a foreign key says
+/// that it is the table of those who do what is logged: NULL where there is no key. An application's table
+/// may look otherwise, and its key may lead elsewhere.
+const EMPLOYEES: &str = "
+    SELECT (SELECT count(*) = 2 FROM pg_catalog.pg_attribute a
+            WHERE a.attrelid = to_regclass('public.employees') AND a.attname IN ('id', 'org_id')
+              AND a.atttypid = 'pg_catalog.uuid'::regtype AND NOT a.attisdropped),
+        (SELECT bool_and(k.confrelid = to_regclass('public.employees'))
+         FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_attribute a
+           ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND a.attname = 'employee_id'
+         WHERE k.conrelid = 'public.activity_logs'::regclass AND k.contype = 'f')";
+
+/// Whether the employee of `g` is not one of the organization.
+const IS_STRANGER: &str = "g.employee_id IS NOT NULL AND NOT EXISTS (
+        SELECT FROM public.employees e WHERE e.id = g.employee_id AND e.org_id = $11)";
+
+/// As [`IS_STRANGER`], where no foreign key says whose ids these are: a table without rows is the one that
+/// `migrate` has made, as the application has none of this name.
+const IS_STRANGER_IF_ANY: &str = "g.employee_id IS NOT NULL AND NOT EXISTS (
+        SELECT FROM public.employees e WHERE e.id = g.employee_id AND e.org_id = $11)
+        AND EXISTS (SELECT FROM public.employees)";
+
+/// How to tell whether an employee is the organization's, as a condition on `g`. Nothing is refused where
+/// nobody can know.
+async fn stranger(db: &mut PgConnection, events: &[NewEvent]) -> Result<&'static str, StoreError> {
+    if events.iter().all(|event| event.employee_id.is_none()) {
+        return Ok("false");
+    }
+    let query = sqlx::query_as(EMPLOYEES).persistent(false);
+    let (tells_organizations, is_referred_to): (bool, Option<bool>) = in_time(query.fetch_one(db)).await?;
+    Ok(match (tells_organizations, is_referred_to) {
+        (true, Some(true)) => IS_STRANGER,
+        (true, None) => IS_STRANGER_IF_ANY,
+        (false, _) | (true, Some(false)) => "false",
+    })
+}
+
 /// Parameters: one array for each of id, type, category, content, payload, employee, session, client name and
-/// version; the organization. One statement, so that all are written or none, and the trigger fires once.
-/// `{COLUMNS}` are the optional columns that the table has, `{SAME}` compares them.
+/// version, and of the room for the payload; the organization. One statement, so that all are written or
+/// none, and the trigger fires once. `{COLUMNS}` are the optional columns that the table has, `{SAME}`
+/// compares them; `{STRANGER}` is a condition on the employee.
 const INSERT: &str = "
 WITH given AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::uuid[], $7::uuid[],
-            $8::text[], $9::text[]) WITH ORDINALITY
+    SELECT g.*, public.posthaste_printed(g.payload, g.room) IS NULL AS too_large, {STRANGER} AS stranger
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::uuid[], $7::uuid[],
+            $8::text[], $9::text[], $10::int[]) WITH ORDINALITY
         AS g (id, event_type, event_category, content, payload, employee_id, session_id, client_name,
-            client_version, n)
+            client_version, room, n)
 ),
 known AS MATERIALIZED (
-    SELECT g.n, l.created_at, l.org_id = $10 AND l.event_type = g.event_type
-        AND l.event_category = g.event_category AND l.payload = g.payload{SAME} AS same
+    SELECT g.n, l.created_at,
+        -- another organization's event is not even compared: how long that takes would tell of its contents
+        CASE WHEN l.org_id = $11 THEN l.event_type = g.event_type AND l.event_category = g.event_category
+            AND l.payload = g.payload{SAME} END AS same
     FROM given g JOIN public.activity_logs l ON l.id = g.id
 ),
 written AS (
     INSERT INTO public.activity_logs (id, org_id, event_type, event_category, payload, created_at{COLUMNS})
-    SELECT g.id, $10, g.event_type, g.event_category, g.payload, timezone('UTC', clock_timestamp()){VALUES}
+    SELECT g.id, $11, g.event_type, g.event_category, g.payload, timezone('UTC', clock_timestamp()){VALUES}
     FROM given g
-    WHERE NOT EXISTS (SELECT FROM known k WHERE k.n = g.n OR k.same IS NOT TRUE)
+    WHERE NOT EXISTS (SELECT FROM given bad WHERE bad.too_large OR bad.stranger)
+      AND NOT EXISTS (SELECT FROM known k WHERE k.n = g.n OR k.same IS NOT TRUE)
     ORDER BY g.n
     RETURNING id, created_at
 )
-SELECT g.id, coalesce(w.created_at, k.created_at, 'infinity'), k.n IS NULL OR coalesce(k.same, false)
+SELECT g.id, coalesce(w.created_at, k.created_at, 'infinity'), g.too_large, g.stranger,
+    k.n IS NOT NULL AND k.same IS NOT TRUE
 FROM given g LEFT JOIN written w ON w.id = g.id LEFT JOIN known k ON k.n = g.n
 ORDER BY g.n";
 
@@ -93,7 +149,8 @@ pub async fn insert(db: &mut PgConnection, org: OrgId, events: &[NewEvent]) -> R
     let sql = INSERT
         .replace("{COLUMNS}", &each(&|name| format!(", {name}")))
         .replace("{VALUES}", &each(&|name| format!(", g.{name}")))
-        .replace("{SAME}", &each(&|name| format!(" AND l.{name} IS NOT DISTINCT FROM g.{name}")));
+        .replace("{SAME}", &each(&|name| format!(" AND l.{name} IS NOT DISTINCT FROM g.{name}")))
+        .replace("{STRANGER}", stranger(db, events).await?);
     let mut tries = 1;
     let rows = loop {
         match in_time(insert_query(&sql, org, events).fetch_all(&mut *db)).await {
@@ -102,16 +159,22 @@ pub async fn insert(db: &mut PgConnection, org: OrgId, events: &[NewEvent]) -> R
             done => break done?,
         }
     };
-    let conflicts: Vec<EventId> =
-        rows.iter().filter(|(.., right)| !right).map(|(id, ..)| EventId(*id)).collect();
-    Ok(match conflicts.is_empty() {
-        true => Posted::Stored(rows.into_iter().map(|(id, at, _)| (EventId(id), at)).collect()),
-        false => Posted::Conflict(conflicts),
+    let refusals = |(place, row): (usize, &InsertRow)| {
+        let (.., too_large, stranger, taken) = *row;
+        let all =
+            [(too_large, Refusal::TooLarge), (stranger, Refusal::UnknownEmployee), (taken, Refusal::IdTaken)];
+        all.into_iter().filter(|(is, _)| *is).map(move |(_, refusal)| (place, refusal))
+    };
+    let refused: Vec<(usize, Refusal)> = rows.iter().enumerate().flat_map(refusals).collect();
+    Ok(match refused.is_empty() {
+        true => Posted::Stored(rows.into_iter().map(|(id, at, ..)| (EventId(id), at)).collect()),
+        false => Posted::Refused(refused),
     })
 }
 
-type InsertQuery<'q> =
-    sqlx::query::QueryAs<'q, sqlx::Postgres, (Uuid, DbTime, bool), sqlx::postgres::PgArguments>;
+/// Id, time, whether it is too large, whether its employee is unknown, whether its id is taken.
+type InsertRow = (Uuid, DbTime, bool, bool, bool);
+type InsertQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, InsertRow, sqlx::postgres::PgArguments>;
 
 fn insert_query<'q>(sql: &str, org: OrgId, events: &'q [NewEvent]) -> InsertQuery<'q> {
     fn column<'e, T>(events: &'e [NewEvent], of: impl Fn(&'e NewEvent) -> T) -> Vec<T> {
@@ -127,6 +190,7 @@ fn insert_query<'q>(sql: &str, org: OrgId, events: &'q [NewEvent]) -> InsertQuer
         .bind(column(events, |event| event.session_id))
         .bind(column(events, |event| event.client_name.as_deref()))
         .bind(column(events, |event| event.client_version.as_deref()))
+        .bind(column(events, |event| i32::try_from(event.payload_room).unwrap_or(i32::MAX)))
         .bind(org.0)
         .persistent(false)
 }
@@ -253,8 +317,10 @@ pub struct Full {
     pub event: Listed,
     /// A sentence for people.
     pub content: Option<String>,
-    /// JSON text.
-    pub payload: String,
+    /// Whether there is one, and it was left where it is.
+    pub content_too_large: bool,
+    /// JSON text; `None`: it was left where it is.
+    pub payload: Option<String>,
     /// Who did it.
     pub employee_id: Option<Uuid>,
     /// In which session.
@@ -265,25 +331,46 @@ pub struct Full {
     pub client_version: Option<String>,
 }
 
-/// By name, so that columns may be missing.
+/// `{COLUMNS}` are the optional columns that the table has, and nulls for the others. None of the
+/// application's own columns is read: nobody knows how large they are.
 const ONE: &str = "
     SELECT l.id, l.event_type::text AS event_type, l.event_category::text AS event_category, l.created_at,
-        l.payload::text AS payload, j.value ->> 'content' AS content,
-        (j.value ->> 'employee_id')::uuid AS employee_id, (j.value ->> 'session_id')::uuid AS session_id,
-        j.value ->> 'client_name' AS client_name, j.value ->> 'client_version' AS client_version
-    FROM public.activity_logs l CROSS JOIN LATERAL to_jsonb(l) AS j (value)
-    WHERE l.id = $2 AND l.org_id = $1";
+        public.posthaste_printed(coalesce(l.payload, '{}'), $3) AS payload{COLUMNS}
+    FROM public.activity_logs l WHERE l.id = $2 AND l.org_id = $1";
 
-/// An event of `org`.
+const CONTENT: &str = ", CASE WHEN octet_length(l.content) <= $3 THEN l.content::text END AS content,
+    coalesce(octet_length(l.content) > $3, false) AS content_too_large";
+const NO_CONTENT: &str = ", NULL::text AS content, false AS content_too_large";
+
+/// An event of `org`; its payload and its content only if they have at most `most` bytes each.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn one(db: &mut PgConnection, org: OrgId, id: EventId) -> Result<Option<Full>, StoreError> {
-    let row = in_time(sqlx::query(ONE).bind(org.0).bind(id.0).fetch_optional(db)).await?;
+pub async fn one(
+    db: &mut PgConnection,
+    org: OrgId,
+    id: EventId,
+    most: usize,
+) -> Result<Option<Full>, StoreError> {
+    let columns = event_columns(db).await?;
+    let optional = OPTIONAL_COLUMNS.map(|(name, type_name)| {
+        let has = columns.iter().any(|column| column == name);
+        match name {
+            "content" if has => CONTENT.to_owned(),
+            "content" => NO_CONTENT.to_owned(),
+            _ if has => format!(", l.{name}::{type_name} AS {name}"),
+            _ => format!(", NULL::{type_name} AS {name}"),
+        }
+    });
+    let sql = ONE.replace("{COLUMNS}", &optional.concat());
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(org.0).bind(id.0);
+    let query = query.bind(i32::try_from(most).unwrap_or(i32::MAX)).persistent(false);
+    let row = in_time(query.fetch_optional(db)).await?;
     let read = |row: PgRow| {
         Ok::<_, sqlx::Error>(Full {
             event: read_listed(&row)?,
             content: row.try_get("content")?,
+            content_too_large: row.try_get("content_too_large")?,
             payload: row.try_get("payload")?,
             employee_id: row.try_get("employee_id")?,
             session_id: row.try_get("session_id")?,

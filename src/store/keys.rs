@@ -170,14 +170,37 @@ pub async fn used(db: &mut PgConnection, key: KeyId) -> Result<(), StoreError> {
     Ok(())
 }
 
-const ANY: &str = "SELECT EXISTS (SELECT FROM public.posthaste_api_keys WHERE revoked_at IS NULL)";
+/// A key as far as it can be told from others.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What it begins with, after `phk_`.
+    pub prefix: String,
+    /// Its hash.
+    pub hash: Vec<u8>,
+    /// Its organization.
+    pub org: OrgId,
+    /// When it was created.
+    pub created_at: DbTime,
+}
 
-/// Whether there is any key that can be used.
+const USABLE: &str = "SELECT prefix, hash, org_id, created_at FROM public.posthaste_api_keys
+    WHERE revoked_at IS NULL AND created_at >= $1";
+
+/// Every key that can be used and was created at `since` or later.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn any(db: &mut PgConnection) -> Result<bool, StoreError> {
-    in_time(sqlx::query_scalar(ANY).fetch_one(db)).await
+pub async fn usable(db: &mut PgConnection, since: DbTime) -> Result<Vec<Known>, StoreError> {
+    let rows = in_time(sqlx::query(USABLE).bind(since).fetch_all(db)).await?;
+    let read = |row: &PgRow| {
+        Ok(Known {
+            prefix: row.try_get("prefix")?,
+            hash: row.try_get("hash")?,
+            org: OrgId(row.try_get("org_id")?),
+            created_at: row.try_get("created_at")?,
+        })
+    };
+    Ok(rows.iter().map(read).collect::<Result<_, sqlx::Error>>()?)
 }
 
 fn read_role(row: &PgRow) -> Result<Role, sqlx::Error> {

@@ -1,11 +1,15 @@
 //! Events that are posted: the trigger's, all or none, once for each id.
 
 use posthaste::model::{EventId, OrgId};
-use posthaste::store::events::{self, NewEvent, Posted};
+use posthaste::store::events::{self, NewEvent, Posted, Refusal};
 use uuid::Uuid;
 
 use crate::common::{Db, check_invariants};
 use crate::connection;
+
+/// Bytes of the largest payload and content that are shown.
+const MOST: usize = 1 << 20;
+const EMPLOYEE: Uuid = Uuid::from_u128(7);
 
 fn event(id: Uuid) -> NewEvent {
     NewEvent {
@@ -14,6 +18,7 @@ fn event(id: Uuid) -> NewEvent {
         event_category: "test".into(),
         content: Some("a \"sentence\"".into()),
         payload: r#"{"big": 12345678901234567890.123456789, "b": [1, null]}"#.into(),
+        payload_room: 100,
         employee_id: None,
         session_id: Some(Uuid::nil()),
         client_name: None,
@@ -47,12 +52,12 @@ async fn what_is_posted_is_written_once_and_queued_in_order() {
         WHERE w.log_id = ANY ($1)";
     let kept: bool = sqlx::query_scalar(order).bind(&ids).fetch_one(&db.pool).await.unwrap();
     assert!(kept, "the order of the request is the order of the deliveries");
-    let full = events::one(&mut conn, OrgId(org), EventId(ids[0])).await.unwrap().unwrap();
-    assert!(full.payload.contains("12345678901234567890.123456789"));
+    let full = events::one(&mut conn, OrgId(org), EventId(ids[0]), MOST).await.unwrap().unwrap();
+    assert!(full.payload.unwrap().contains("12345678901234567890.123456789"));
     assert_eq!(full.content.as_deref(), Some("a \"sentence\""));
     assert_eq!((full.session_id, full.client_version.as_deref()), (Some(Uuid::nil()), Some("1")));
     let other = OrgId(db.org().await);
-    assert!(events::one(&mut conn, other, EventId(ids[0])).await.unwrap().is_none());
+    assert!(events::one(&mut conn, other, EventId(ids[0]), MOST).await.unwrap().is_none());
     check_invariants(&db, &[]).await;
 }
 
@@ -60,6 +65,7 @@ async fn what_is_posted_is_written_once_and_queued_in_order() {
 async fn an_id_with_other_contents_is_a_conflict_and_nothing_is_written() {
     let db = Db::new().await;
     let (org, other) = (db.org().await, db.org().await);
+    db.execute(&format!("INSERT INTO employees (id, org_id) VALUES ('{EMPLOYEE}', '{org}')")).await;
     let mut conn = connection(&db).await;
     let [known, fresh] = [Uuid::new_v4(), Uuid::new_v4()];
     events::insert(&mut conn, OrgId(org), &[event(known)]).await.unwrap();
@@ -69,7 +75,7 @@ async fn an_id_with_other_contents_is_a_conflict_and_nothing_is_written() {
         ("event_category", |event| event.event_category = "other".into()),
         ("content", |event| event.content = None),
         ("payload", |event| event.payload = "{}".into()),
-        ("employee_id", |event| event.employee_id = Some(Uuid::nil())),
+        ("employee_id", |event| event.employee_id = Some(EMPLOYEE)),
         ("session_id", |event| event.session_id = None),
         ("client_name", |event| event.client_name = Some("a client".into())),
         ("client_version", |event| event.client_version = Some("2".into())),
@@ -78,10 +84,19 @@ async fn an_id_with_other_contents_is_a_conflict_and_nothing_is_written() {
         let mut changed = event(known);
         change(&mut changed);
         let posted = events::insert(&mut conn, OrgId(org), &[event(fresh), changed]).await.unwrap();
-        assert_eq!(posted, Posted::Conflict(vec![EventId(known)]), "{name}");
+        assert_eq!(posted, Posted::Refused(vec![(1, Refusal::IdTaken)]), "{name}");
     }
     let posted = events::insert(&mut conn, OrgId(other), &[event(fresh), event(known)]).await.unwrap();
-    assert_eq!(posted, Posted::Conflict(vec![EventId(known)]), "of another organization");
+    assert_eq!(posted, Posted::Refused(vec![(1, Refusal::IdTaken)]), "of another organization");
+    // Whatever else is wrong is said as well.
+    let mut wrong = NewEvent { employee_id: Some(EMPLOYEE), payload_room: 10, ..event(fresh) };
+    let posted = events::insert(&mut conn, OrgId(other), &[event(known), wrong.clone()]).await.unwrap();
+    let [taken, too_large, unknown] =
+        [(0, Refusal::IdTaken), (1, Refusal::TooLarge), (1, Refusal::UnknownEmployee)];
+    assert_eq!(posted, Posted::Refused(vec![taken, too_large, unknown]));
+    wrong.payload_room = 100;
+    let posted = events::insert(&mut conn, OrgId(other), &[wrong]).await.unwrap();
+    assert_eq!(posted, Posted::Refused(vec![(0, Refusal::UnknownEmployee)]), "of another organization");
     assert_eq!(db.number("SELECT count(*) FROM activity_logs").await, 1);
     check_invariants(&db, &[]).await;
 }
@@ -115,7 +130,7 @@ async fn a_column_that_the_application_does_not_have_is_named() {
     let without = NewEvent { session_id: None, ..event(id) };
     let posted = events::insert(&mut conn, OrgId(org), &[without]).await.unwrap();
     assert!(matches!(posted, Posted::Stored(_)));
-    let full = events::one(&mut conn, OrgId(org), EventId(id)).await.unwrap().unwrap();
+    let full = events::one(&mut conn, OrgId(org), EventId(id), MOST).await.unwrap().unwrap();
     assert_eq!((full.session_id, full.client_version.as_deref()), (None, Some("1")));
     check_invariants(&db, &[]).await;
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::common::{Db, check_invariants};
-use crate::{Desk, changes, connection, good};
+use crate::{Desk, OPERATOR, WRITER, changes, connection, good};
 
 const URL: &str = "http://127.0.0.1:1/";
 
@@ -38,11 +38,7 @@ async fn what_is_left_out_stays_and_null_goes_back_to_the_default() {
     let created = desk.create(&mut conn, org, &good(URL, all.clone())).await.unwrap();
     assert!(created.signing_secret.is_none(), "it was given");
     let id = DestinationId(created.destination.id);
-    let mut update = async |json: Value| {
-        let updated =
-            destinations::update(&mut conn, OrgId(org), id, changes(&json), None, desk.setup()).await;
-        shown(&updated.unwrap())
-    };
+    let mut update = async |json: Value| shown(&desk.update(&mut conn, OrgId(org), id, &json).await.unwrap());
     let view = update(json!({})).await;
     for name in ["event_types", "batch_size", "timeout_ms", "retry_max", "retry_backoff_ms", "enabled"] {
         assert_eq!(view[name], all[name], "{name}");
@@ -89,17 +85,17 @@ async fn an_update_of_what_somebody_else_has_changed_is_refused() {
     for sql in by_sql {
         let update = async |conn: &mut _, name: &str, version: &str| {
             let json = changes(&json!({"name": name}));
-            destinations::update(conn, org, id, json, Some(version), desk.setup()).await
+            destinations::update(conn, org, OPERATOR, id, json, Some(version), desk.setup()).await
         };
-        version = update(&mut conn, "mine", &version).await.unwrap().version;
+        version = update(&mut conn, "mine", &version).await.unwrap().destination.version;
         db.execute(&sql).await;
         let stale = update(&mut conn, "too late", &version).await.unwrap_err();
         assert!(matches!(stale, Fault::Stale), "{sql}: {stale}");
-        let now = destinations::one(&mut conn, org, id).await.unwrap();
+        let now = destinations::one(&mut conn, org, OPERATOR, id).await.unwrap();
         assert!(now.name == "mine" && now.version != version, "{sql}");
         version = now.version;
     }
-    let view = destinations::one(&mut conn, org, id).await.unwrap();
+    let view = destinations::one(&mut conn, org, OPERATOR, id).await.unwrap();
     assert!(view.settings.ordered && view.retry_max == 5);
     check_invariants(&db, &[]).await;
 }
@@ -118,9 +114,7 @@ async fn what_was_wrong_before_does_not_keep_a_destination_from_being_renamed() 
     let desk = Desk::new();
     let mut conn = connection(&db).await;
     let id = DestinationId(id);
-    let mut update = async |json: Value| {
-        destinations::update(&mut conn, org, id, changes(&json), None, desk.setup()).await
-    };
+    let mut update = async |json: Value| desk.update(&mut conn, org, id, &json).await;
     let view = update(json!({"name": "renamed", "enabled": false})).await.unwrap();
     assert!(view.name == "renamed" && !view.enabled);
     let (named, text) = crate::fields(update(json!({"url": "http://10.0.0.2/"})).await.unwrap_err());
@@ -141,16 +135,21 @@ async fn nobody_sees_or_touches_the_destinations_of_others() {
     let rename = || changes(&json!({"name": "mine"}));
     let not_found = |fault: Fault| assert!(matches!(fault, Fault::NotFound(_)), "{fault}");
     let (setup, patience) = (desk.setup(), Duration::ZERO);
-    not_found(destinations::one(&mut conn, other, id).await.unwrap_err());
-    not_found(destinations::update(&mut conn, other, id, rename(), None, setup).await.unwrap_err());
-    not_found(destinations::delete(&mut conn, other, id, patience).await.unwrap_err());
-    not_found(destinations::enable(&mut conn, other, id, patience).await.unwrap_err());
-    not_found(destinations::disable(&mut conn, other, id, Default::default()).await.unwrap_err());
-    not_found(destinations::rotate(&mut conn, other, id, Default::default(), setup).await.unwrap_err());
-    not_found(destinations::stats(&mut conn, other, id, None).await.unwrap_err());
-    not_found(destinations::prepare(&mut conn, other, id, setup).await.map(drop).unwrap_err());
-    assert!(destinations::list(&mut conn, other, &Query::default()).await.unwrap().items.is_empty());
-    let after = destinations::one(&mut conn, org, id).await.unwrap();
+    for by in [OPERATOR, WRITER] {
+        not_found(destinations::one(&mut conn, other, by, id).await.unwrap_err());
+        not_found(destinations::update(&mut conn, other, by, id, rename(), None, setup).await.unwrap_err());
+        not_found(destinations::delete(&mut conn, other, id, patience).await.unwrap_err());
+        not_found(destinations::enable(&mut conn, other, by, id, patience).await.unwrap_err());
+        not_found(destinations::disable(&mut conn, other, by, id, Default::default()).await.unwrap_err());
+        not_found(
+            destinations::rotate(&mut conn, other, by, id, Default::default(), setup).await.unwrap_err(),
+        );
+        not_found(destinations::stats(&mut conn, other, by, id, None).await.unwrap_err());
+        not_found(destinations::prepare(&mut conn, other, id, setup).await.map(drop).unwrap_err());
+        let list = destinations::list(&mut conn, other, by, &Query::default()).await.unwrap();
+        assert!(list.items.is_empty());
+    }
+    let after = destinations::one(&mut conn, org, OPERATOR, id).await.unwrap();
     assert_eq!(after.version, created.version);
     check_invariants(&db, &[]).await;
 }
@@ -166,7 +165,7 @@ async fn a_list_goes_on_where_its_page_ended() {
     let mut conn = connection(&db).await;
     let (mut found, mut query) = (Vec::new(), Query { limit: Some("2".into()), cursor: None });
     loop {
-        let page = destinations::list(&mut conn, org, &query).await.unwrap();
+        let page = destinations::list(&mut conn, org, OPERATOR, &query).await.unwrap();
         assert!(page.items.len() <= 2);
         found.extend(page.items.iter().map(|view| view.id));
         query.cursor = page.next_cursor;
@@ -180,6 +179,57 @@ async fn a_list_goes_on_where_its_page_ended() {
 }
 
 #[tokio::test]
+async fn a_page_of_large_destinations_is_shorter_than_asked_for() {
+    let db = Db::new().await;
+    let org = OrgId(db.org().await);
+    let mut conn = connection(&db).await;
+    // Three megabytes each as they are shown, and little as they are stored.
+    let large = json!({"scope": "x".repeat(3 << 20)}).to_string();
+    let mut created: Vec<Uuid> = Vec::new();
+    for _ in 0..5 {
+        let new = db.destination(org.0, URL).with("auth_config", &large).insert().await;
+        created.insert(0, new);
+    }
+    let (mut found, mut lengths, mut query) = (Vec::new(), Vec::new(), Query::default());
+    loop {
+        let page = destinations::list(&mut conn, org, OPERATOR, &query).await.unwrap();
+        lengths.push(page.items.len());
+        found.extend(page.items.iter().map(|view| view.id));
+        query.cursor = page.next_cursor;
+        if query.cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, lengths), (created, vec![2, 2, 1]));
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn a_filter_that_is_too_large_to_be_shown_stays_as_it_is() {
+    let db = Db::new().await;
+    let org = OrgId(db.org().await);
+    let desk = Desk::new();
+    let mut conn = connection(&db).await;
+    let created = desk.create(&mut conn, org.0, &good(URL, json!({"enabled": false}))).await.unwrap();
+    let id = DestinationId(created.destination.id);
+    // From before there was a limit.
+    let switch =
+        |how: &str| format!("ALTER TABLE webhook_destinations {how} TRIGGER posthaste_refuse_bad_filter");
+    db.execute(&switch("DISABLE")).await;
+    let set =
+        format!("UPDATE webhook_destinations SET event_filter = '{{\"n\": 1e100000}}' WHERE id = '{id}'");
+    db.execute(&set).await;
+    db.execute(&switch("ENABLE")).await;
+    let renamed = desk.update(&mut conn, org, id, &json!({"name": "renamed"})).await.unwrap();
+    assert!(renamed.name == "renamed" && renamed.event_filter.is_none());
+    let filter = format!("SELECT length(event_filter::text) FROM webhook_destinations WHERE id = '{id}'");
+    assert!(db.number(&filter).await > 100_000);
+    let mended = desk.update(&mut conn, org, id, &json!({"event_filter": {"n": 1}})).await.unwrap();
+    assert_eq!(mended.event_filter.unwrap().get(), r#"{"n": 1}"#);
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
 async fn a_destination_with_many_deliveries_is_deleted_in_parts() {
     let db = Db::new().await;
     let org = OrgId(db.org().await);
@@ -189,16 +239,16 @@ async fn a_destination_with_many_deliveries_is_deleted_in_parts() {
     let id = DestinationId(id);
     let first = destinations::delete(&mut conn, org, id, Duration::ZERO).await.unwrap();
     assert_eq!((first.deleted, first.deliveries), (false, 5_000));
-    let view = destinations::one(&mut conn, org, id).await.unwrap();
+    let view = destinations::one(&mut conn, org, OPERATOR, id).await.unwrap();
     assert!(!view.enabled && view.disabled_reason.is_some());
     let second = destinations::delete(&mut conn, org, id, Duration::ZERO).await.unwrap();
     assert_eq!((second.deleted, second.deliveries), (true, 1_000));
-    assert!(matches!(destinations::one(&mut conn, org, id).await, Err(Fault::NotFound(_))));
+    assert!(matches!(destinations::one(&mut conn, org, OPERATOR, id).await, Err(Fault::NotFound(_))));
     assert_eq!(db.deliveries(&format!("destination_id = '{kept}'")).await, 6_000);
     assert_eq!(db.deliveries("true").await, 6_000);
     assert_eq!(db.number("SELECT count(*) FROM activity_logs").await, 6_000);
-    let gone =
-        destinations::disable(&mut conn, org, id, destinations::Disable { reason: Given::Value("x".into()) });
+    let disable = destinations::Disable { reason: Given::Value("x".into()) };
+    let gone = destinations::disable(&mut conn, org, OPERATOR, id, disable);
     assert!(matches!(gone.await, Err(Fault::NotFound(_))));
     check_invariants(&db, &[]).await;
 }

@@ -8,7 +8,10 @@ mod common;
 
 mod changing;
 mod commands;
+mod events;
 mod keys;
+mod origins;
+mod queries;
 mod refused;
 mod secrets;
 mod switching;
@@ -18,9 +21,10 @@ use std::sync::Arc;
 
 use common::Db;
 use posthaste::actors::jobs::{FAST, Worker};
-use posthaste::manage::destinations::{self, Changes, CreatedView, Setup};
-use posthaste::manage::{Fault, input};
-use posthaste::model::{JobId, OrgId, Secret};
+use posthaste::manage::destinations::{self, Changes, CreatedView, Setup, UpdatedView, View};
+use posthaste::manage::keys::Role;
+use posthaste::manage::{Fault, Principal, input};
+use posthaste::model::{DestinationId, JobId, OrgId, Secret};
 use posthaste::outbound::Network;
 use posthaste::policy::egress::Rules;
 use posthaste::policy::keyring::KeyRing;
@@ -28,6 +32,13 @@ use posthaste::store::jobs::{Kind, State};
 use posthaste::store::{self, Connection};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+const OPERATOR: Principal = Principal::Operator;
+const READER: Principal = Principal::Key(Role::Read);
+const WRITER: Principal = Principal::Key(Role::Write);
+
+/// Destinations that keys may create in these tests.
+const MAX_DESTINATIONS: u32 = 3;
 
 /// A key of secrets.
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
@@ -46,7 +57,7 @@ struct Desk {
 impl Desk {
     /// On loopback, without a key.
     fn new() -> Desk {
-        Desk::with("", Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], https_only: false })
+        Desk::with("", loopback())
     }
 
     fn with(keys: &str, rules: Rules) -> Desk {
@@ -55,12 +66,38 @@ impl Desk {
     }
 
     fn setup(&self) -> Setup<'_> {
-        Setup { keys: &self.keys, network: &self.network }
+        Setup { keys: &self.keys, network: &self.network, max_destinations: MAX_DESTINATIONS }
     }
 
     async fn create(&self, conn: &mut Connection, org: Uuid, json: &Value) -> Result<CreatedView, Fault> {
-        destinations::create(conn, OrgId(org), changes(json), self.setup()).await
+        destinations::create(conn, OrgId(org), OPERATOR, changes(json), self.setup()).await
     }
+
+    async fn update(
+        &self,
+        conn: &mut Connection,
+        org: OrgId,
+        id: DestinationId,
+        json: &Value,
+    ) -> Result<View, Fault> {
+        self.update_as(OPERATOR, conn, org, id, json).await.map(|updated| updated.destination)
+    }
+
+    async fn update_as(
+        &self,
+        principal: Principal,
+        conn: &mut Connection,
+        org: OrgId,
+        id: DestinationId,
+        json: &Value,
+    ) -> Result<UpdatedView, Fault> {
+        destinations::update(conn, org, principal, id, changes(json), None, self.setup()).await
+    }
+}
+
+/// Rules that let requests go to this machine.
+fn loopback() -> Rules {
+    Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() }
 }
 
 /// What a document says.

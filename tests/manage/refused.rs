@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::common::{Db, check_invariants};
-use crate::{Desk, KEY, changes, connection, fields, good};
+use crate::{Desk, KEY, MAX_DESTINATIONS, OPERATOR, WRITER, changes, connection, fields, good};
 
 const URL: &str = "http://127.0.0.1:1/";
 
@@ -16,7 +16,7 @@ fn bad() -> Vec<(Value, Vec<&'static str>)> {
     let text = |length: usize| "x".repeat(length);
     let auth = |kind: &str, config: Value| json!({"auth_type": kind, "auth_config": config});
     let oauth = |url: &str| json!({"token_url": url, "client_id": "a", "client_secret": "b"});
-    let many_types = vec!["x"; 1_001];
+    let many_types = vec!["x"; 101];
     vec![
         (json!({"name": ""}), vec!["name"]),
         (json!({"name": text(101)}), vec!["name"]),
@@ -54,6 +54,7 @@ fn bad() -> Vec<(Value, Vec<&'static str>)> {
         (json!({"event_types": "a"}), vec!["event_types"]),
         (json!({"event_types": ["a", ""]}), vec!["event_types[1]"]),
         (json!({"event_types": many_types}), vec!["event_types"]),
+        (json!({"event_types": ["a", text(256), "b\0"]}), vec!["event_types[1]", "event_types[2]"]),
         (json!({"event_filter": []}), vec!["event_filter"]),
         (json!({"event_filter": {"$or": 1}}), vec!["event_filter"]),
         (json!({"event_filter": {"$jsonpath": "$.amount"}}), vec!["event_filter"]),
@@ -86,6 +87,7 @@ fn bad_settings() -> Vec<(Value, Vec<&'static str>)> {
         (set(json!({"payload_format": "slack"})), vec!["settings.payload_format"]),
         (set(json!({"format_options": []})), vec!["settings.format_options"]),
         (set(json!({"format_options": {"a": "\0"}})), vec!["settings.format_options"]),
+        (set(json!({"format_options": {"a": "x".repeat(65_536)}})), vec!["settings.format_options"]),
         (set(json!({"rate_limit_per_second": 0})), vec!["settings.rate_limit_per_second"]),
         (set(json!({"rate_limit_per_second": "3"})), vec!["settings.rate_limit_per_second"]),
         (set(json!({"rate_limit_burst": 0})), vec!["settings.rate_limit_burst"]),
@@ -141,15 +143,14 @@ async fn every_fault_is_named_by_its_field_all_at_once_and_nothing_is_written() 
     let mut conn = connection(&db).await;
     let id = desk.create(&mut conn, org, &good(URL, json!({"name": "there"}))).await.unwrap();
     let id = DestinationId(id.destination.id);
-    let before = destinations::one(&mut conn, OrgId(org), id).await.unwrap();
+    let before = destinations::one(&mut conn, OrgId(org), OPERATOR, id).await.unwrap();
     for (json, expected) in [bad(), bad_settings()].concat() {
         let refused = desk.create(&mut conn, org, &good(URL, json.clone())).await.expect_err("created");
         let (found, text) = fields(refused);
         assert_eq!(found, expected, "{json}: {text}");
         assert!(!text.contains("hunter2"), "{json}: {text}");
         // The same as a change.
-        let changed =
-            destinations::update(&mut conn, OrgId(org), id, changes(&json), None, desk.setup()).await;
+        let changed = desk.update(&mut conn, OrgId(org), id, &json).await;
         let (found, text) = fields(changed.expect_err("changed"));
         assert_eq!(found, expected, "{json}: {text}");
         assert!(!text.contains("hunter2"), "{json}: {text}");
@@ -157,7 +158,7 @@ async fn every_fault_is_named_by_its_field_all_at_once_and_nothing_is_written() 
     let (found, _) = fields(desk.create(&mut conn, org, &json!({})).await.unwrap_err());
     assert_eq!(found, ["name", "url"]);
     assert_eq!(db.number("SELECT count(*) FROM webhook_destinations").await, 1);
-    let after = destinations::one(&mut conn, OrgId(org), id).await.unwrap();
+    let after = destinations::one(&mut conn, OrgId(org), OPERATOR, id).await.unwrap();
     assert_eq!(format!("{after:?}"), format!("{before:?}"));
     check_invariants(&db, &[]).await;
 }
@@ -198,14 +199,40 @@ async fn names_are_unique_within_an_organization_which_must_exist() {
     let taken = desk.create(&mut conn, org, &json).await.unwrap_err();
     assert!(matches!(&taken, Fault::Conflict(text) if text.contains("a destination")), "{taken}");
     let rename = json!({"name": "a destination"});
-    let update = async |conn: &mut _, id| {
-        let id = DestinationId(id);
-        destinations::update(conn, OrgId(org), id, changes(&rename), None, desk.setup()).await
-    };
+    let update = async |conn: &mut _, id| desk.update(conn, OrgId(org), DestinationId(id), &rename).await;
     assert!(matches!(update(&mut conn, second).await, Err(Fault::Conflict(_))));
     update(&mut conn, first).await.unwrap();
     let nobody = desk.create(&mut conn, Uuid::new_v4(), &json).await.unwrap_err();
     assert!(matches!(nobody, Fault::NotFound(_)), "{nobody}");
     assert_eq!(db.number("SELECT count(*) FROM webhook_destinations").await, 3);
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn keys_create_destinations_up_to_a_limit_and_the_operator_beyond_it() {
+    let db = Db::new().await;
+    let (org, other) = (OrgId(db.org().await), OrgId(db.org().await));
+    let desk = Desk::new();
+    let mut conn = connection(&db).await;
+    let create = async |conn: &mut _, org, principal, name: String| {
+        let new = changes(&good(URL, json!({ "name": name })));
+        destinations::create(conn, org, principal, new, desk.setup()).await
+    };
+    for n in 0..MAX_DESTINATIONS {
+        create(&mut conn, org, WRITER, n.to_string()).await.unwrap();
+    }
+    let refused = create(&mut conn, org, WRITER, "one more".into()).await.unwrap_err();
+    let Fault::Conflict(why) = &refused else { panic!("{refused:?}") };
+    assert!(why.contains(" 3 destinations") && why.contains("POSTHASTE_MAX_DESTINATIONS"), "{why}");
+    create(&mut conn, other, WRITER, "of others".into()).await.unwrap();
+    // What others may is not bounded, and counts.
+    create(&mut conn, org, OPERATOR, "beyond".into()).await.unwrap();
+    db.destination(org.0, URL).insert().await;
+    assert!(create(&mut conn, org, WRITER, "one more".into()).await.is_err());
+    let gone = format!("DELETE FROM webhook_destinations WHERE org_id = '{org}' AND name IN ('0', '1')");
+    db.execute(&gone).await;
+    assert!(create(&mut conn, org, WRITER, "one more".into()).await.is_err(), "there are three");
+    db.execute(&format!("DELETE FROM webhook_destinations WHERE org_id = '{org}' AND name = '2'")).await;
+    create(&mut conn, org, WRITER, "one more".into()).await.unwrap();
     check_invariants(&db, &[]).await;
 }

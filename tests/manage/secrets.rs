@@ -3,12 +3,11 @@
 use posthaste::manage::destinations::{self, Query, Rotate};
 use posthaste::manage::given::Given;
 use posthaste::model::{DestinationId, OrgId};
-use posthaste::policy::egress::Rules;
 use serde_json::json;
 use standardwebhooks::Webhook;
 
 use crate::common::{Db, Posthaste, Received, Receiver, assert_silent, check_invariants, eventually};
-use crate::{Desk, KEY, changes, connection, good};
+use crate::{Desk, KEY, OPERATOR, connection, good, loopback};
 
 fn accepts(secret: &str, request: &Received) -> bool {
     let headers =
@@ -20,9 +19,8 @@ fn accepts(secret: &str, request: &Received) -> bool {
 async fn a_secret_that_is_made_is_shown_once_and_no_other_ever() {
     let db = Db::new().await;
     let org = OrgId(db.org().await);
-    let loopback = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], https_only: false };
     for key in ["", KEY] {
-        let desk = Desk::with(key, loopback.clone());
+        let desk = Desk::with(key, loopback());
         let mut conn = connection(&db).await;
         let given = json!({"name": format!("key {key}"), "auth_type": "bearer",
             "auth_config": {"token": "hunter2hunter2"},
@@ -36,15 +34,14 @@ async fn a_secret_that_is_made_is_shown_once_and_no_other_ever() {
         let again = serde_json::to_string(&created).unwrap().replacen(&made, "", 1);
         assert_silent("the answer that shows it once", &again, &secrets);
         let mut texts = Vec::new();
-        let one = destinations::one(&mut conn, org, id).await.unwrap();
+        let one = destinations::one(&mut conn, org, OPERATOR, id).await.unwrap();
         assert!(one.has_signing_secret);
         texts.push(serde_json::to_string(&one).unwrap() + &format!("{one:?}"));
-        let page = destinations::list(&mut conn, org, &Query::default()).await.unwrap();
+        let page = destinations::list(&mut conn, org, OPERATOR, &Query::default()).await.unwrap();
         texts.push(serde_json::to_string(&page).unwrap());
-        let update = changes(&json!({"retry_max": 1}));
-        let update = destinations::update(&mut conn, org, id, update, None, desk.setup()).await.unwrap();
+        let update = desk.update(&mut conn, org, id, &json!({"retry_max": 1})).await.unwrap();
         texts.push(serde_json::to_string(&update).unwrap());
-        let disabled = destinations::disable(&mut conn, org, id, Default::default()).await.unwrap();
+        let disabled = destinations::disable(&mut conn, org, OPERATOR, id, Default::default()).await.unwrap();
         texts.push(serde_json::to_string(&disabled).unwrap());
         for text in texts {
             assert_silent("what is shown", &text, &secrets);
@@ -61,8 +58,7 @@ async fn a_secret_that_is_made_is_shown_once_and_no_other_ever() {
             assert_eq!(stored.matches("phs1:").count(), 2, "{stored}");
         }
         // An update that does not touch them leaves them as they are, letter by letter.
-        let rename = changes(&json!({"name": format!("renamed {key}")}));
-        destinations::update(&mut conn, org, id, rename, None, desk.setup()).await.unwrap();
+        desk.update(&mut conn, org, id, &json!({"name": format!("renamed {key}")})).await.unwrap();
         let sql = format!(
             "SELECT w.signing_secret || w.auth_config::text FROM webhook_destinations w
             WHERE id = '{id}'"
@@ -77,8 +73,7 @@ async fn a_receiver_accepts_requests_by_the_old_and_the_new_secret_until_the_ove
     let db = Db::new().await;
     let org = OrgId(db.org().await);
     let receiver = Receiver::start();
-    let loopback = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], https_only: false };
-    let desk = Desk::with(KEY, loopback);
+    let desk = Desk::with(KEY, loopback());
     let mut conn = connection(&db).await;
     let created = desk.create(&mut conn, org.0, &good(&receiver.url("/"), json!({}))).await.unwrap();
     let id = DestinationId(created.destination.id);
@@ -98,7 +93,9 @@ async fn a_receiver_accepts_requests_by_the_old_and_the_new_secret_until_the_ove
         .await;
     };
     signed_by(&[first.reveal()], &[]).await;
-    let rotated = destinations::rotate(&mut conn, org, id, Rotate::default(), desk.setup()).await.unwrap();
+    let rotate =
+        async |conn: &mut _, asked| destinations::rotate(conn, org, OPERATOR, id, asked, desk.setup()).await;
+    let rotated = rotate(&mut conn, Rotate::default()).await.unwrap();
     let second = rotated.signing_secret.0;
     assert!(rotated.destination.settings.has_previous_signing_secret);
     assert_ne!(first, second);
@@ -106,11 +103,11 @@ async fn a_receiver_accepts_requests_by_the_old_and_the_new_secret_until_the_ove
     // A given one, without an overlap.
     let third = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     let asked = Rotate { signing_secret: Given::Value(third.into()), overlap_seconds: Given::Value(0) };
-    let rotated = destinations::rotate(&mut conn, org, id, asked, desk.setup()).await.unwrap();
+    let rotated = rotate(&mut conn, asked).await.unwrap();
     assert!(!rotated.destination.settings.has_previous_signing_secret);
     signed_by(&[third], &[first.reveal(), second.reveal()]).await;
     let bad = Rotate { signing_secret: Given::Value("whsec_!".into()), overlap_seconds: Given::Value(-1) };
-    let refused = destinations::rotate(&mut conn, org, id, bad, desk.setup()).await.unwrap_err();
+    let refused = rotate(&mut conn, bad).await.unwrap_err();
     assert_eq!(crate::fields(refused).0, ["overlap_seconds", "signing_secret"]);
     posthaste.assert_silent_about(&[first.reveal(), second.reveal(), third]);
     db.settled().await;

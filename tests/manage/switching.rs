@@ -10,7 +10,7 @@ use posthaste::model::{DestinationId, OrgId};
 use serde_json::json;
 
 use crate::common::{Db, check_invariants, eventually};
-use crate::{Desk, changes, connection, good};
+use crate::{Desk, OPERATOR, connection, good};
 
 const URL: &str = "http://127.0.0.1:1/";
 const COUNTING: Duration = Duration::from_secs(10);
@@ -37,25 +37,25 @@ async fn enabling_counts_what_was_missed_and_a_backfill_from_there_queues_just_t
         match turn {
             0 => {
                 let reason = Given::Value("moving".into());
-                let view = destinations::disable(&mut conn, org, id, Disable { reason }).await.unwrap();
+                let disable = destinations::disable(&mut conn, org, OPERATOR, id, Disable { reason });
+                let view = disable.await.unwrap();
                 assert!(!view.enabled && view.disabled_at.is_some());
                 assert_eq!(view.disabled_reason.as_deref(), Some("moving"));
             }
             1 => {
-                let off = changes(&json!({"enabled": false}));
-                destinations::update(&mut conn, org, id, off, None, desk.setup()).await.unwrap();
+                desk.update(&mut conn, org, id, &json!({"enabled": false})).await.unwrap();
             }
             _ => assert_eq!(db.execute(&by_sql).await, 1),
         }
         db.events(org.0, 5).await;
         db.event(org.0, "other", "{}").await;
         let before = db.deliveries("true").await;
-        let enabled = destinations::enable(&mut conn, org, id, COUNTING).await.unwrap();
+        let enabled = destinations::enable(&mut conn, org, OPERATOR, id, COUNTING).await.unwrap();
         assert!(enabled.destination.enabled && enabled.destination.disabled_reason.is_none());
         let missed = enabled.missed.unwrap();
         assert_eq!((missed.count, missed.complete), (5, true), "{how}");
         assert_eq!(db.deliveries("true").await, before, "it only offers");
-        let again = destinations::enable(&mut conn, org, id, COUNTING).await.unwrap();
+        let again = destinations::enable(&mut conn, org, OPERATOR, id, COUNTING).await.unwrap();
         assert!(again.missed.is_none(), "it was enabled already");
         let asked = Backfill { from: Some(missed.from), ..Backfill::default() };
         let begun = jobs::backfill(&mut conn, org, id, &asked, COUNTING).await.unwrap();
@@ -75,15 +75,15 @@ async fn what_was_created_disabled_has_missed_everything_since_but_not_what_rete
     let created = desk.create(&mut conn, org.0, &good(URL, json!({"enabled": false}))).await.unwrap();
     let id = DestinationId(created.destination.id);
     db.events(org.0, 4).await;
-    let enabled = destinations::enable(&mut conn, org, id, COUNTING).await.unwrap();
+    let enabled = destinations::enable(&mut conn, org, OPERATOR, id, COUNTING).await.unwrap();
     assert_eq!(enabled.missed.unwrap().count, 4);
-    destinations::disable(&mut conn, org, id, Disable::default()).await.unwrap();
+    destinations::disable(&mut conn, org, OPERATOR, id, Disable::default()).await.unwrap();
     db.execute(&format!(
         "INSERT INTO posthaste_retention VALUES ('{id}', timezone('UTC', clock_timestamp()))"
     ))
     .await;
     db.events(org.0, 2).await;
-    let missed = destinations::enable(&mut conn, org, id, COUNTING).await.unwrap().missed.unwrap();
+    let missed = destinations::enable(&mut conn, org, OPERATOR, id, COUNTING).await.unwrap().missed.unwrap();
     assert_eq!(missed.count, 2);
     let asked = Backfill { from: Some(missed.from), ..Backfill::default() };
     let begun = jobs::backfill(&mut conn, org, id, &asked, COUNTING).await.unwrap();
@@ -101,7 +101,7 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
     let org = OrgId(db.org().await);
     let id = DestinationId(db.destination(org.0, URL).insert().await);
     let mut conn = connection(&db).await;
-    let stats = destinations::stats(&mut conn, org, id, None).await.unwrap();
+    let stats = destinations::stats(&mut conn, org, OPERATOR, id, None).await.unwrap();
     assert_eq!((stats.success_rate, stats.oldest_pending_age_seconds), (None, None));
     assert_eq!((stats.breaker, stats.enabled, stats.latency.is_none()), ("closed", true, true));
     db.events(org.0, 100).await;
@@ -120,7 +120,7 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
          VALUES ('{id}', timezone('UTC', now()), timezone('UTC', now()) + interval '1 h')"
     ))
     .await;
-    let stats = destinations::stats(&mut conn, org, id, None).await.unwrap();
+    let stats = destinations::stats(&mut conn, org, OPERATOR, id, None).await.unwrap();
     let counts = stats.deliveries;
     let all = [counts.pending, counts.failed, counts.delivered, counts.dead];
     assert_eq!(all.map(|count| count.count), [15, 5, 60, 20]);
@@ -129,7 +129,7 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
     assert!((10.0..600.0).contains(&stats.oldest_pending_age_seconds.unwrap()));
     assert!(stats.breaker == "tripped" && stats.tripped_at.is_some() && stats.paused_until.is_some());
     db.events(org.0, 10_050).await;
-    let stats = destinations::stats(&mut conn, org, id, None).await.unwrap();
+    let stats = destinations::stats(&mut conn, org, OPERATOR, id, None).await.unwrap();
     assert_eq!((stats.deliveries.pending.count, stats.deliveries.pending.complete), (10_000, false));
     check_invariants(&db, &[]).await;
 }
@@ -146,9 +146,9 @@ async fn a_lock_of_a_moment_is_waited_for_and_a_longer_one_is_told() {
     let lock = format!("SELECT FROM webhook_destinations WHERE id = '{id}' FOR NO KEY UPDATE");
     let mut transaction = db.pool.begin().await.unwrap();
     sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut *transaction).await.unwrap();
-    let refused = destinations::disable(&mut conn, org, id, Disable::default()).await.unwrap_err();
+    let refused = destinations::disable(&mut conn, org, OPERATOR, id, Disable::default()).await.unwrap_err();
     assert!(matches!(&refused, Fault::Conflict(why) if why.contains("locked")), "{refused:?}");
-    let disabling = destinations::disable(&mut conn, org, id, Disable::default());
+    let disabling = destinations::disable(&mut conn, org, OPERATOR, id, Disable::default());
     let releasing = async {
         let waiting = "SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock'";

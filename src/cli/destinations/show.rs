@@ -6,6 +6,9 @@ use crate::manage::destinations::{
     CountView, CreatedView, DeletedView, EnabledView, RotatedView, StatsView, TestView, View,
 };
 
+/// What is said of a filter that is larger than one can be.
+const TOO_LARGE: &str = "too large, so it wants nothing";
+
 pub(super) fn list(page: &List<View>) {
     let row = |one: &View| {
         [
@@ -42,7 +45,7 @@ pub(super) fn show(view: &View) {
         ("url", Some(view.url.clone())),
         ("auth", Some(format!("{}{members}", view.auth_type))),
         ("event types", Some(names(&view.event_types).unwrap_or_else(|| "all".into()))),
-        ("event filter", empty(view.event_filter.get())),
+        ("event filter", view.event_filter.as_ref().map_or(Some(TOO_LARGE.to_owned()), |f| empty(f.get()))),
         ("batch size", Some(view.batch_size.to_string())),
         ("timeout", Some(format!("{} ms", view.timeout_ms))),
         ("retries", Some(format!("{}, the first after {} ms", view.retry_max, view.retry_backoff_ms))),

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::FILTER_FIELD;
 use crate::manage::given::{Form, Given};
-use crate::manage::input::{Faults, MAX_EVENT_TYPE, Members, has_nul};
+use crate::manage::input::{Faults, Members, has_nul};
 use crate::model::{Secret, Settings};
 use crate::store::destinations::desk::Written;
 
@@ -18,11 +18,20 @@ use crate::store::destinations::desk::Written;
 const MAX_NAME: usize = 100;
 /// Characters of a stored signing secret, as its column has them.
 const MAX_SIGNING_SECRET: usize = 255;
-/// Types that one destination may name.
-const MAX_EVENT_TYPES: usize = 1_000;
+/// Types that one destination may name: each is compared with each event.
+const MAX_EVENT_TYPES: usize = 100;
+/// Characters of one of them.
+const MAX_EVENT_TYPES_ENTRY: usize = 255;
+/// Bytes of the options of a format.
+const MAX_FORMAT_OPTIONS: usize = 65_536;
 /// Bytes of certificates and keys, as the columns have them.
 const MAX_CLIENT_PEM: usize = 65_536;
 const MAX_CA_PEM: usize = 1_048_576;
+
+/// An entry of `event_types`, for the API's document.
+#[derive(ToSchema)]
+#[schema(min_length = 1, max_length = 255, example = "invoice.*")]
+pub struct EventTypePattern(#[allow(dead_code, reason = "only described")] String);
 
 /// A destination as it is written, the whole of it or some members: absent ones are as they were (at
 /// creation: their defaults), null ones go back to their defaults. Creation needs `name` and `url`.
@@ -34,7 +43,8 @@ pub struct Changes {
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 100)]
     pub name: Given<String>,
-    /// Where to send, `https://…` or `http://…`.
+    /// Where to send, `https://…` or `http://…`. When a key changes its origin (scheme, host or port), the
+    /// credentials must come with it, or they are dropped.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = "uri")]
     pub url: Given<String>,
@@ -47,9 +57,9 @@ pub struct Changes {
     #[serde(default)]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub auth_config: Given<BTreeMap<String, String>>,
-    /// Types of events; an entry may end in `*`. Empty, the default: all.
+    /// Types of events, at most 100; an entry may end in `*`. Empty, the default: all.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<String>>, max_items = 1000)]
+    #[schema(value_type = Option<Vec<EventTypePattern>>, max_items = 100)]
     pub event_types: Given<Vec<String>>,
     /// What the payload must contain, and a predicate `$jsonpath`. `{}`, the default: anything.
     #[serde(default)]
@@ -94,7 +104,8 @@ pub struct SettingsChanges {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub payload_format: Given<String>,
-    /// Options of the format.
+    /// Options of the format, as a whole. Its members `routing_key`, `api_key`, `token`, `secret` and
+    /// `password` are never shown.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     pub format_options: Given<Map<String, Value>>,
@@ -200,7 +211,7 @@ impl Changes {
         }
         let everything = || RawValue::from_string("{}".into()).expect("{} is JSON");
         if let Some(filter) = self.event_filter.take(FILTER_FIELD, everything(), faults) {
-            to.event_filter = filter.get().to_owned();
+            to.event_filter = Some(filter.get().to_owned());
         }
         let destination = &mut to.destination;
         set(&mut destination.url, self.url, "url", String::new(), faults);
@@ -255,6 +266,10 @@ impl SettingsChanges {
         set(&mut to.payload_format, self.payload_format, PAYLOAD_FORMAT, default.payload_format, faults);
         if let Some(options) = self.format_options.take("settings.format_options", Map::new(), faults) {
             to.format_options = json(&options);
+            if to.format_options.len() > MAX_FORMAT_OPTIONS {
+                let most = format!("must not be larger than {MAX_FORMAT_OPTIONS} bytes of JSON");
+                faults.add("settings.format_options", most);
+            }
             if has_nul(&to.format_options) {
                 faults.add("settings.format_options", "must not contain the character NUL (\\u0000)");
             }
@@ -360,7 +375,7 @@ fn check_event_types(types: &[String], faults: &mut Faults) {
         return;
     }
     for (at, entry) in types.iter().enumerate() {
-        faults.text(&format!("event_types[{at}]"), entry, 1, MAX_EVENT_TYPE + 1);
+        faults.text(&format!("event_types[{at}]"), entry, 1, MAX_EVENT_TYPES_ENTRY);
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) async fn check(
     faults: &mut Faults,
 ) -> Result<(), Fault> {
     if touched.filter && !faults.has(FILTER_FIELD) {
-        match desk::filter_fault(db, &after.event_filter).await {
+        match desk::filter_fault(db, after.event_filter.as_deref().unwrap_or("{}")).await {
             Ok(fault) => fault.into_iter().for_each(|fault| faults.add(FILTER_FIELD, fault)),
             Err(error) if error.is_about_data() => faults.add(FILTER_FIELD, error.to_string()),
             Err(error) => return Err(error.into()),
@@ -147,6 +147,19 @@ fn name(field: Field) -> String {
     }
 }
 
+/// What the trigger of `webhook_destinations` has against a filter, which it says as `event_filter of
+/// destination "x" is refused: it has …`. Some limits are those of all destinations of an organization, so
+/// they can be exceeded by enabling one as well.
+pub(super) fn refused_by_trigger(error: &StoreError) -> Option<FieldFault> {
+    let text = error.to_string();
+    let (before, why) = text.split_once(" is refused: ")?;
+    let says = |field: &&str| before.contains(&format!("{field} of destination \""));
+    let field = [FILTER_FIELD, "event_types"].into_iter().find(says)?;
+    // The line of PostgreSQL's own source that raised it.
+    let detail = why.rsplit_once(" at line ").map_or(why, |(why, _)| why);
+    Some(FieldFault { field: field.to_owned(), detail: detail.to_owned() })
+}
+
 /// What PostgreSQL has against what was to be written.
 pub(super) fn refused(org: OrgId, name: &str, error: StoreError) -> Fault {
     if error.is_about_uniqueness() {
@@ -154,6 +167,9 @@ pub(super) fn refused(org: OrgId, name: &str, error: StoreError) -> Fault {
     }
     if !error.is_about_data() {
         return error.into();
+    }
+    if let Some(fault) = refused_by_trigger(&error) {
+        return Fault::Invalid(vec![fault]);
     }
     let constraint = error.constraint().unwrap_or_default();
     if constraint.contains("org_id") {

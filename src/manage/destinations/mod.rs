@@ -5,6 +5,7 @@
 
 mod changes;
 mod check;
+mod origin;
 mod probe;
 mod stats;
 mod switch;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use self::check::{check, refused, seal, signing_secret};
 use super::input::{Faults, shown};
-use super::{Fault, List, Once};
+use super::{Fault, List, Once, Principal};
 use crate::clock;
 use crate::model::{Destination, DestinationId, OrgId, RetryPolicy, Secret, Settings};
 use crate::outbound::Network;
@@ -27,7 +28,7 @@ use crate::policy::keyring::KeyRing;
 use crate::store::Connection;
 use crate::store::destinations::{self, desk};
 
-pub use self::changes::{Changes, SettingsChanges};
+pub use self::changes::{Changes, EventTypePattern, SettingsChanges};
 pub use self::probe::{Probe, TestView, prepare};
 pub use self::stats::{CountView, CountsView, LatencyView, StatsView, stats};
 pub use self::switch::{
@@ -49,6 +50,8 @@ pub struct Setup<'a> {
     pub keys: &'a KeyRing,
     /// Where requests may go.
     pub network: &'a Arc<Network>,
+    /// Destinations that keys may create for one organization.
+    pub max_destinations: u32,
 }
 
 /// A destination that was created.
@@ -61,6 +64,20 @@ pub struct CreatedView {
     /// The secret that was made for it, shown this once; null where it was given, or is none.
     #[schema(value_type = Option<String>)]
     pub signing_secret: Option<Once>,
+}
+
+/// A destination that was changed.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = UpdatedDestination)]
+pub struct UpdatedView {
+    /// The destination.
+    #[serde(flatten)]
+    pub destination: View,
+    /// Credentials that were dropped, as a key gave another origin (scheme, host or port) in `url` and not
+    /// them: `auth_config` (then `auth_type` is `none`), `settings.extra_headers`, `settings.tls_client_key`
+    /// with `settings.tls_client_cert`, and secret members of `settings.format_options`. Absent: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<String>,
 }
 
 /// How far a deletion has come.
@@ -76,11 +93,13 @@ pub struct DeletedView {
 /// Creates a destination of `org`.
 ///
 /// # Errors
-/// [`Fault::Invalid`] names everything that is wrong; [`Fault::Conflict`] where the name is taken;
-/// [`Fault::NotFound`] where there is no such organization; [`Fault::Store`].
+/// [`Fault::Invalid`] names everything that is wrong; [`Fault::Conflict`] where the name is taken, or `org`
+/// has as many destinations as keys may create; [`Fault::NotFound`] where there is no such organization;
+/// [`Fault::Store`].
 pub async fn create(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     changes: Changes,
     setup: Setup<'_>,
 ) -> Result<CreatedView, Fault> {
@@ -100,29 +119,48 @@ pub async fn create(
     faults.check(())?;
     let with_settings = new.destination.settings != Settings::default();
     let (id, name) = (new.destination.id, new.name.clone());
-    desk::insert(db, &new, with_settings).await.map_err(|error| refused(org, &name, error))?;
-    Ok(CreatedView { destination: one(db, org, id).await?, signing_secret: made.map(Once) })
+    let most = principal.is_key().then_some(setup.max_destinations);
+    let created = desk::insert(db, &new, with_settings, most).await;
+    if !created.map_err(|error| refused(org, &name, error))? {
+        return Err(Fault::Conflict(format!(
+            "the organization has {} destinations or more, and keys may create no further ones: delete one, \
+             or ask the operator (POSTHASTE_MAX_DESTINATIONS)",
+            setup.max_destinations
+        )));
+    }
+    Ok(CreatedView { destination: one(db, org, principal, id).await?, signing_secret: made.map(Once) })
 }
 
 /// A page of the destinations of `org`, the newest first.
 ///
 /// # Errors
 /// [`Fault::Invalid`], [`Fault::Store`].
-pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List<View>, Fault> {
+pub async fn list(
+    db: &mut Connection,
+    org: OrgId,
+    principal: Principal,
+    query: &Query,
+) -> Result<List<View>, Fault> {
     let (limit, cursor) = query.read()?;
-    Ok(shown(desk::list(db, org, cursor, limit).await?, View::of))
+    Ok(shown(desk::list(db, org, cursor, limit).await?, |written| View::of(written, principal)))
 }
 
 /// One destination of `org`.
 ///
 /// # Errors
 /// [`Fault::NotFound`], [`Fault::Store`].
-pub async fn one(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<View, Fault> {
-    Ok(View::of(written(db, org, id).await?))
+pub async fn one(
+    db: &mut Connection,
+    org: OrgId,
+    principal: Principal,
+    id: DestinationId,
+) -> Result<View, Fault> {
+    Ok(View::of(written(db, org, id).await?, principal))
 }
 
 /// Changes a destination of `org`. With `expected`, only if its `version` is still that one. What was wrong
-/// with it before, and is not touched, is not held against the change.
+/// with it before, and is not touched, is not held against the change. Where a key changes the origin of the
+/// URL, credentials that do not come with it are dropped.
 ///
 /// # Errors
 /// As [`create`]; [`Fault::Stale`] where it is of another version; [`Fault::Conflict`] also where it is being
@@ -130,11 +168,12 @@ pub async fn one(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<V
 pub async fn update(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     id: DestinationId,
     changes: Changes,
     expected: Option<&str>,
     setup: Setup<'_>,
-) -> Result<View, Fault> {
+) -> Result<UpdatedView, Fault> {
     for _ in 0..TRIES {
         let before = written(db, org, id).await?;
         if expected.is_some_and(|expected| expected != view::version(&before)) {
@@ -147,13 +186,18 @@ pub async fn update(
                 faults.add(field, "must not be null");
             }
         }
-        let touched = changes.clone().apply(&mut after, &mut faults);
+        let mut touched = changes.clone().apply(&mut after, &mut faults);
+        let moved = !origin::is_same(&before.destination.url, &after.destination.url);
+        let dropped = match moved && principal.is_key() {
+            true => changes.drop_credentials(&mut after.destination, &mut touched),
+            false => Vec::new(),
+        };
         check(db, &after, Some(&before), touched, setup, &mut faults).await?;
         seal(&mut after.destination, touched, setup.keys, &mut faults);
         faults.check(())?;
-        let done = desk::update(db, &after, touched.settings).await;
+        let done = desk::update(db, &after, touched.filter, touched.settings).await;
         if done.map_err(|error| refused(org, &after.name, error))? {
-            return one(db, org, id).await;
+            return Ok(UpdatedView { destination: one(db, org, principal, id).await?, dropped });
         }
         if expected.is_some() {
             return Err(Fault::Stale);
@@ -209,7 +253,7 @@ fn blank(org: OrgId) -> desk::Written {
         },
         name: String::new(),
         event_types: Vec::new(),
-        event_filter: "{}".into(),
+        event_filter: Some("{}".into()),
         enabled: true,
         created_at: Default::default(),
         updated_at: Default::default(),

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::{unknown, written};
 use crate::actors::tally::Figures;
-use crate::manage::Fault;
+use crate::manage::{Fault, Principal};
 use crate::model::{DbTime, DestinationId, OrgId};
 use crate::store::Connection;
 use crate::store::destinations::stats::{self, Count, Found};
@@ -88,6 +88,7 @@ pub struct LatencyView {
 pub async fn stats(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     id: DestinationId,
     figures: Option<&Figures>,
 ) -> Result<StatsView, Fault> {
@@ -109,7 +110,7 @@ pub async fn stats(
         paused_until: time(saved.paused_until.filter(|until| *until > now)),
         failing_since: time(saved.failing_since),
         disabled_at: time(written.disabled_at.filter(|_| !written.enabled)),
-        disabled_reason: written.disabled_reason.filter(|_| !written.enabled),
+        disabled_reason: principal.optional_text(written.disabled_reason).filter(|_| !written.enabled),
     })
 }
 

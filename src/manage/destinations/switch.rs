@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::changes::Touched;
-use super::check::{check, seal, signing_secret};
+use super::check::{check, refused_by_trigger, seal, signing_secret};
 use super::{Setup, View, one, switch_off, unknown, written};
 use crate::clock;
 use crate::manage::given::Given;
 use crate::manage::input::Faults;
-use crate::manage::{Fault, Once, jobs};
+use crate::manage::{Fault, Once, Principal, jobs};
 use crate::model::{DestinationId, OrgId};
 use crate::store::Connection;
 use crate::store::destinations::desk;
@@ -90,14 +90,20 @@ pub struct RotatedView {
 /// Enables a destination of `org`, and counts for at most `counting` what it has missed.
 ///
 /// # Errors
-/// [`Fault::NotFound`], [`Fault::Store`].
+/// [`Fault::NotFound`]; [`Fault::Conflict`] where the filters of the organization's destinations would cost
+/// too much together; [`Fault::Store`].
 pub async fn enable(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     id: DestinationId,
     counting: Duration,
 ) -> Result<EnabledView, Fault> {
-    let enabled = desk::enable(db, org, id).await?.ok_or_else(|| unknown(id))?;
+    let enabled = desk::enable(db, org, id).await.map_err(|error| match refused_by_trigger(&error) {
+        Some(fault) => Fault::Conflict(fault.to_string()),
+        None => error.into(),
+    })?;
+    let enabled = enabled.ok_or_else(|| unknown(id))?;
     let mut missed = None;
     if !enabled.before {
         let (from, to) = (Some(enabled.since), Some(enabled.now));
@@ -109,7 +115,7 @@ pub async fn enable(
         let from = enabled.since.iso();
         missed = Some(MissedView { from, count: counted.count, complete: counted.complete });
     }
-    Ok(EnabledView { destination: one(db, org, id).await?, missed })
+    Ok(EnabledView { destination: one(db, org, principal, id).await?, missed })
 }
 
 /// Disables a destination of `org`. Its deliveries stay; events from now on are not queued for it. One that
@@ -121,6 +127,7 @@ pub async fn enable(
 pub async fn disable(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     id: DestinationId,
     asked: Disable,
 ) -> Result<View, Fault> {
@@ -131,7 +138,7 @@ pub async fn disable(
     faults.check(())?;
     written(db, org, id).await?;
     switch_off(db, id, &reason).await?;
-    one(db, org, id).await
+    one(db, org, principal, id).await
 }
 
 /// Gives a destination of `org` a new signing secret. Until the overlap is over, the old one signs, too; the
@@ -143,6 +150,7 @@ pub async fn disable(
 pub async fn rotate(
     db: &mut Connection,
     org: OrgId,
+    principal: Principal,
     id: DestinationId,
     asked: Rotate,
     setup: Setup<'_>,
@@ -170,5 +178,5 @@ pub async fn rotate(
     if !desk::rotate(db, org, id, sealed, overlap).await? {
         return Err(unknown(id));
     }
-    Ok(RotatedView { destination: one(db, org, id).await?, signing_secret: Once(secret) })
+    Ok(RotatedView { destination: one(db, org, principal, id).await?, signing_secret: Once(secret) })
 }

@@ -8,12 +8,17 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::manage::Principal;
 use crate::model::{DbTime, Settings};
 use crate::store::destinations::desk::Written;
 
 /// Members of `auth_config` that are no secrets.
 const SHOWN_MEMBERS: [&str; 7] =
     ["username", "header_name", "token_url", "client_id", "scope", "audience", "client_auth"];
+
+/// Members of `format_options` that are secrets, whatever the format: formats that carry a key in the body
+/// have it there.
+pub(super) const SECRET_OPTIONS: [&str; 5] = ["routing_key", "api_key", "token", "secret", "password"];
 
 /// A destination as it is shown: without any secret.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -25,17 +30,17 @@ pub struct View {
     pub org_id: Uuid,
     /// Its name.
     pub name: String,
-    /// Where requests go.
+    /// Where requests go. To keys that may only read, `?…` stands for the query.
     pub url: String,
     /// `none`, `bearer`, `basic`, `header` or `oauth2`.
     pub auth_type: String,
-    /// The members of `auth_config` that are no secrets.
+    /// The members of `auth_config` that are no secrets; `token_url` as `url`.
     pub auth_config: BTreeMap<String, String>,
     /// Types of events that it wants; empty: all.
     pub event_types: Vec<String>,
-    /// What it wants of them; `{}`: everything.
-    #[schema(value_type = Object)]
-    pub event_filter: Box<RawValue>,
+    /// What it wants of them; `{}`: everything. Null: it is larger than 64 KiB, and wants nothing.
+    #[schema(value_type = Option<Object>)]
+    pub event_filter: Option<Box<RawValue>>,
     /// Whether events are queued and sent.
     pub enabled: bool,
     /// When it was disabled, if that is known.
@@ -71,7 +76,7 @@ pub struct View {
 pub struct SettingsView {
     /// Name of the body's format.
     pub payload_format: String,
-    /// Its options.
+    /// Its options, without those that are secrets.
     #[schema(value_type = Object)]
     pub format_options: Box<RawValue>,
     /// Requests per second; null: any number.
@@ -108,21 +113,21 @@ pub struct SettingsView {
 }
 
 impl View {
-    pub(super) fn of(written: Written) -> View {
+    pub(super) fn of(written: Written, principal: Principal) -> View {
         let version = version(&written);
         let Written { destination, .. } = written;
         View {
             id: destination.id.0,
             org_id: destination.org.0,
             name: written.name,
-            url: destination.url,
+            url: principal.url(destination.url),
             auth_type: destination.auth_type,
-            auth_config: shown_members(destination.auth_config.reveal()),
+            auth_config: shown_members(destination.auth_config.reveal(), principal),
             event_types: written.event_types,
-            event_filter: raw(written.event_filter),
+            event_filter: written.event_filter.map(raw),
             enabled: written.enabled,
             disabled_at: written.disabled_at.filter(|_| !written.enabled).map(DbTime::iso),
-            disabled_reason: written.disabled_reason.filter(|_| !written.enabled),
+            disabled_reason: principal.optional_text(written.disabled_reason).filter(|_| !written.enabled),
             batch_size: destination.batch_size,
             timeout_ms: destination.timeout.as_millis() as u64,
             retry_max: destination.retry.max,
@@ -141,7 +146,7 @@ impl SettingsView {
         let headers = object(settings.extra_headers.reveal());
         SettingsView {
             payload_format: settings.payload_format,
-            format_options: raw(settings.format_options),
+            format_options: shown_options(&settings.format_options),
             rate_limit_per_second: settings.rate_limit_per_second,
             rate_limit_burst: settings.rate_limit_burst,
             max_in_flight: settings.max_in_flight,
@@ -166,13 +171,20 @@ pub(super) fn version(written: &Written) -> String {
     format!("{:x}", written.version)
 }
 
-fn shown_members(config: &str) -> BTreeMap<String, String> {
-    let text = |value: Value| match value {
-        Value::String(text) => Some(text),
-        _ => None,
-    };
+fn shown_members(config: &str, principal: Principal) -> BTreeMap<String, String> {
     let shown = object(config).into_iter().filter(|(name, _)| SHOWN_MEMBERS.contains(&name.as_str()));
-    shown.filter_map(|(name, value)| Some((name, text(value)?))).collect()
+    let shown = shown.filter_map(|(name, value)| match value {
+        Value::String(url) if name == "token_url" => Some((name, principal.url(url))),
+        Value::String(text) => Some((name, text)),
+        _ => None,
+    });
+    shown.collect()
+}
+
+fn shown_options(options: &str) -> Box<RawValue> {
+    let mut members: BTreeMap<String, Box<RawValue>> = serde_json::from_str(options).unwrap_or_default();
+    members.retain(|name, _| !SECRET_OPTIONS.contains(&name.as_str()));
+    raw(serde_json::to_string(&members).unwrap_or_default())
 }
 
 /// What is no object was written by SQL, and is of no use to anybody.

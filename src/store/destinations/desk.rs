@@ -21,8 +21,9 @@ pub struct Written {
     pub name: String,
     /// Types of events that it wants; empty: all.
     pub event_types: Vec<String>,
-    /// JSON text of the filter; `{}` wants everything.
-    pub event_filter: String,
+    /// JSON text of the filter; `{}` wants everything. `None`: it is larger than a filter can be, and is not
+    /// read.
+    pub event_filter: Option<String>,
     /// Whether events are queued and sent.
     pub enabled: bool,
     /// When it was created.
@@ -37,15 +38,25 @@ pub struct Written {
     pub disabled_reason: Option<String>,
 }
 
+/// Filters have at most 8 KiB; larger ones are older than that limit, and some of them print as megabytes.
+macro_rules! filter {
+    () => {
+        "public.posthaste_printed(coalesce(w.event_filter, '{}'), 65536)"
+    };
+}
+
 macro_rules! select {
-    ($condition:literal) => {
+    ($more:literal, $condition:literal) => {
         concat!(
             "SELECT ",
             columns!(),
-            ", w.name, w.event_types, coalesce(w.event_filter, '{}')::text AS event_filter, w.enabled,
-                w.created_at, w.updated_at, t.disabled_at, t.disabled_reason, ",
+            ", w.name, w.event_types, ",
+            filter!(),
+            " AS event_filter, w.enabled, w.created_at, w.updated_at, t.disabled_at, t.disabled_reason, ",
             version!(),
-            " AS version
+            " AS version",
+            $more,
+            "
             FROM public.webhook_destinations w
             LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
             LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
@@ -55,7 +66,7 @@ macro_rules! select {
     };
 }
 
-const GET: &str = select!("w.id = $2");
+const GET: &str = select!("", "w.id = $2");
 
 /// A destination of `org`; `None`: it has no such destination.
 ///
@@ -70,11 +81,38 @@ pub async fn get(
     Ok(row.as_ref().map(read).transpose()?)
 }
 
-const LIST: &str = select!(
-    "(w.created_at, w.id) < ($2::timestamp, $3::uuid) ORDER BY w.created_at DESC, w.id DESC LIMIT $4"
+/// Bytes of what a page holds; it ends with the row with which it reaches them. Certificates alone may have a
+/// megabyte a row.
+const PAGE_BYTES: i64 = 4 << 20;
+
+/// Everything is measured as it is printed: what is stored may be compressed.
+const LIST: &str = concat!(
+    "WITH page AS MATERIALIZED (
+        SELECT p.id, sum(p.bytes) OVER (ORDER BY p.created_at DESC, p.id DESC) - p.bytes AS before
+        FROM (
+            SELECT w.id, w.created_at, octet_length(w.url)
+                + coalesce(octet_length(w.auth_config::text), 0)
+                + coalesce(octet_length(w.event_types::text), 0)
+                + coalesce(octet_length(",
+    filter!(),
+    "), 0)
+                + coalesce(octet_length(s.format_options::text), 0)
+                + coalesce(octet_length(s.extra_headers::text), 0)
+                + coalesce(octet_length(s.tls_client_cert), 0)
+                + coalesce(octet_length(s.tls_ca), 0) AS bytes
+            FROM public.webhook_destinations w
+            LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
+            WHERE w.org_id = $1 AND (w.created_at, w.id) < ($2::timestamp, $3::uuid)
+            ORDER BY w.created_at DESC, w.id DESC LIMIT $4
+        ) p
+    ) ",
+    select!(
+        ", (SELECT count(*) FROM page) AS found",
+        "w.id IN (SELECT id FROM page WHERE before < $5) ORDER BY w.created_at DESC, w.id DESC"
+    )
 );
 
-/// The destinations of `org`, the newest first.
+/// The destinations of `org`, the newest first. A page may be shorter than `limit` although there are more.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -86,9 +124,17 @@ pub async fn list(
 ) -> Result<Page<Written>, StoreError> {
     let before = Position::before(before, None);
     let query = sqlx::query(AssertSqlSafe(LIST)).bind(org.0).bind(before.at).bind(before.id);
-    let rows = in_time(query.bind(i64::from(limit) + 1).fetch_all(db)).await?;
+    let query = query.bind(i64::from(limit) + 1).bind(PAGE_BYTES);
+    let rows = in_time(query.fetch_all(db)).await?;
+    let found = rows.first().map(|row| row.try_get::<i64, _>("found")).transpose()?.unwrap_or(0);
     let items = rows.iter().map(read).collect::<Result<Vec<Written>, _>>()?;
-    Ok(Page::cut(items, limit, |one| Position { at: one.created_at, id: one.destination.id.0 }))
+    let is_cut = (items.len() as i64) < found;
+    let position = |one: &Written| Position { at: one.created_at, id: one.destination.id.0 };
+    let mut page = Page::cut(items, limit, position);
+    if is_cut {
+        page.next = page.items.last().map(position);
+    }
+    Ok(page)
 }
 
 fn read(row: &PgRow) -> Result<Written, sqlx::Error> {
@@ -131,13 +177,22 @@ macro_rules! set_settings {
     };
 }
 
+/// With a limit ($31), only while the organization has fewer destinations. Nothing is locked for it, as
+/// whatever could be locked is what deliveries need as well: requests at the same moment, of which there are
+/// as many as connections, may each find the last place free.
 const INSERT: &str = concat!(
-    "WITH created AS (
+    "WITH room AS MATERIALIZED (
+        SELECT $31::bigint IS NULL OR $31 > (
+            SELECT count(*)
+            FROM (SELECT FROM public.webhook_destinations w WHERE w.org_id = $1 LIMIT $31) w) AS is_left
+    ),
+    created AS (
         INSERT INTO public.webhook_destinations (org_id, id, name, url, auth_type, auth_config, event_types,
             event_filter, enabled, batch_size, timeout_ms, retry_max, retry_backoff_ms, signing_secret,
             created_at, updated_at)
-        VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7, $8::jsonb, $9, $10, $11, $12, $13, $14,
-            timezone('UTC', clock_timestamp()), timezone('UTC', clock_timestamp()))
+        SELECT $1, $2, $3, $4, $5, $6::jsonb, $7, $8::jsonb, $9, $10, $11, $12, $13, $14,
+            timezone('UTC', clock_timestamp()), timezone('UTC', clock_timestamp())
+        FROM room r WHERE r.is_left
         RETURNING id
     ),
     settings AS (",
@@ -146,13 +201,19 @@ const INSERT: &str = concat!(
     SELECT id FROM created"
 );
 
-/// Writes a new destination; its settings only if `with_settings`.
+/// Writes a new destination; its settings only if `with_settings`. False: its organization has `most` or
+/// more already.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn insert(db: &mut PgConnection, new: &Written, with_settings: bool) -> Result<(), StoreError> {
-    in_time(bind(INSERT, new, with_settings).fetch_one(db)).await?;
-    Ok(())
+pub async fn insert(
+    db: &mut PgConnection,
+    new: &Written,
+    with_settings: bool,
+    most: Option<u32>,
+) -> Result<bool, StoreError> {
+    let query = bind(INSERT, new, with_settings).bind(most.map(i64::from));
+    Ok(in_time(query.fetch_optional(db)).await?.is_some())
 }
 
 /// The row is locked and looked at again before anything is written. What is written is written to both
@@ -168,7 +229,9 @@ const UPDATE: &str = concat!(
     ),
     updated AS (
         UPDATE public.webhook_destinations w SET name = $3, url = $4, auth_type = $5,
-            auth_config = $6::jsonb, event_types = $7, event_filter = $8::jsonb, enabled = $9,
+            auth_config = $6::jsonb, event_types = $7, enabled = $9,
+            -- one that is too large to be read stays as it is
+            event_filter = CASE WHEN $32::boolean THEN $8::jsonb ELSE w.event_filter END,
             batch_size = $10, timeout_ms = $11, retry_max = $12, retry_backoff_ms = $13,
             signing_secret = $14, updated_at = timezone('UTC', clock_timestamp())
         FROM held WHERE w.id = held.id RETURNING w.id
@@ -189,17 +252,18 @@ const UPDATE: &str = concat!(
     SELECT id FROM updated"
 );
 
-/// Writes a destination that is still of this version; its settings only if `with_settings`. False: it is
-/// gone, or was changed by somebody else.
+/// Writes a destination that is still of this version; its filter and its settings only if `with_filter` and
+/// `with_settings`. False: it is gone, or was changed by somebody else.
 ///
 /// # Errors
 /// Whatever the database says.
 pub async fn update(
     db: &mut PgConnection,
     written: &Written,
+    with_filter: bool,
     with_settings: bool,
 ) -> Result<bool, StoreError> {
-    let query = bind(UPDATE, written, with_settings).bind(written.version);
+    let query = bind(UPDATE, written, with_settings).bind(written.version).bind(with_filter);
     Ok(in_time(query.fetch_optional(db)).await?.is_some())
 }
 
