@@ -19,6 +19,7 @@ CREATE TABLE public.posthaste_jobs (
     seen bigint DEFAULT 0 NOT NULL,
     queued bigint DEFAULT 0 NOT NULL,
     error text,
+    failures integer DEFAULT 0 NOT NULL,
     resume_at timestamp without time zone NOT NULL,
     created_at timestamp without time zone NOT NULL,
     updated_at timestamp without time zone NOT NULL
@@ -54,6 +55,7 @@ SET "TimeZone" = 'UTC'
 SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
+#variable_conflict use_variable
 DECLARE
     wants record;
     e record;
@@ -61,7 +63,8 @@ DECLARE
     due timestamp;
 BEGIN
     SELECT s.org_id, s.patterns, s.contained, s.path INTO wants
-    FROM public.webhook_destinations d, public.posthaste_subscriptions(ARRAY[d.org_id]) s
+    FROM public.webhook_destinations d,
+        public.posthaste_subscriptions(ARRAY[d.org_id], public.posthaste_usable(ARRAY[d.org_id])) s
     WHERE d.id = destination AND s.id = d.id;
     IF NOT FOUND THEN
         RETURN;
@@ -72,9 +75,20 @@ BEGIN
         SELECT p.id, p.created_at,
             (wants.patterns IS NULL OR p.event_type COLLATE "C" LIKE ANY (wants.patterns))
             AND (wants.contained IS NULL OR p.payload @> wants.contained)
-            AND (wants.path IS NULL OR public.posthaste_holds(wants.path, p.event)) AS matches
-        FROM (SELECT n.id, n.org_id, n.event_type, n.created_at, n.payload, n AS event
-              FROM public.activity_logs n) p
+            AND (wants.path IS NULL OR public.posthaste_holds(wants.path::text, public.posthaste_data(p.id::uuid,
+                p.org_id::uuid, p.employee_id::uuid, p.session_id::uuid, p.client_name::text,
+                p.client_version::text, p.event_type::text, p.event_category::text, p.content::text,
+                p.payload::jsonb, p.created_at::timestamp))) AS matches
+        FROM (SELECT n.id, n.org_id, n.event_type, n.created_at, n.payload, o.employee_id, o.session_id,
+                  o.client_name, o.client_version, o.event_category, o.content
+              -- a column that the table lacks is found in `lacking`, and null
+              FROM (SELECT NULL::uuid AS employee_id, NULL::uuid AS session_id, NULL::text AS client_name,
+                        NULL::text AS client_version, NULL::text AS event_category, NULL::text AS content) lacking
+              CROSS JOIN public.activity_logs n
+              CROSS JOIN LATERAL (
+                  SELECT employee_id, session_id, client_name, client_version, event_category, content
+                  FROM (SELECT n.*) own
+              ) o) p
         WHERE p.org_id = wants.org_id AND p.created_at < until AND (p.created_at, p.id) > (after_at, after_id)
         ORDER BY p.created_at, p.id
         LIMIT look
@@ -89,7 +103,7 @@ BEGIN
         END IF;
     END LOOP;
     IF spacing IS NULL THEN
-        queued := (SELECT count(*) FROM unnest(ids) i (id) WHERE NOT EXISTS (
+        queued := (SELECT count(*) FROM unnest(ids) AS i (id) WHERE NOT EXISTS (
             SELECT FROM public.webhook_deliveries w WHERE w.destination_id = destination AND w.log_id = i.id));
         RETURN NEXT;
         RETURN;
@@ -100,7 +114,7 @@ BEGIN
         (id, destination_id, log_id, status, attempts, next_retry_at, created_at)
     SELECT gen_random_uuid(), destination, i.id, 'pending', 0, due + (i.ordinal - 1) / 2 * 2 * spacing,
         due - (cardinality(ids) - i.ordinal) * interval '1 microsecond'
-    FROM unnest(ids) WITH ORDINALITY i (id, ordinal)
+    FROM unnest(ids) WITH ORDINALITY AS i (id, ordinal)
     ON CONFLICT (destination_id, log_id) DO NOTHING;
     GET DIAGNOSTICS queued = ROW_COUNT;
     RETURN NEXT;

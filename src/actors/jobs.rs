@@ -3,6 +3,7 @@
 //! It does nothing while there are none, notices new ones when it is woken or at the next poll, and shares
 //! them with every other process through their rows (see [`crate::store::jobs`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub const FAST: Pace =
     Pace { rows: 250, look: 2_000, pause: Duration::from_millis(1), patience: Duration::from_millis(1) };
 /// A batch is followed by a pause of so many times what it took: the database has others to serve.
 const REST: u32 = 4;
+/// Jobs of which it is remembered how long they take.
+const MAX_REMEMBERED: usize = 10_000;
 /// Until a batch that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -92,37 +95,72 @@ async fn run(runner: Runner, pool: Pool, poll: Duration) {
     }
 }
 
-/// One batch of each job whose turn it is; how long until it is the turn of the next one.
+/// One batch of a job of each organization whose turn it is; how long until it is the turn of the next one.
 async fn turn(pool: &Pool, worker: &mut Worker) -> Result<Option<Duration>, StoreError> {
-    let mut connection = store::acquire(pool).await?;
-    let done = batches(&mut connection, worker).await;
-    if done.is_err() {
-        // A statement may still be running on it.
-        connection.close_on_drop();
-    }
-    done
-}
-
-async fn batches(connection: &mut Connection, worker: &mut Worker) -> Result<Option<Duration>, StoreError> {
+    let waiting = on_connection(pool, async |connection| jobs::waiting(connection).await).await?;
     let mut next: Option<Duration> = None;
-    for (id, kind, wait) in jobs::waiting(connection).await? {
-        let wait = if wait.is_zero() { worker.batch(connection, id, kind).await?.1 } else { wait };
+    for (id, kind, wait) in waiting {
+        let wait = if wait.is_zero() { batch(pool, worker, id, kind).await? } else { wait };
         next = Some(next.map_or(wait, |next| next.min(wait)));
     }
     Ok(next)
 }
 
+/// A batch of a job; how long to wait before the next one. One that gets no answer in time is as one that
+/// fails, unless the database gives none to others either.
+async fn batch(pool: &Pool, worker: &mut Worker, id: JobId, kind: Kind) -> Result<Duration, StoreError> {
+    match on_connection(pool, async |connection| worker.batch(connection, id, kind).await).await {
+        Ok((_, wait)) => Ok(wait),
+        Err(error @ StoreError::Timeout) => {
+            // Its row may still be locked by the batch that PostgreSQL has not given up yet.
+            let noted = on_connection(pool, async |connection| postpone(connection, id, &error).await).await;
+            match noted {
+                Err(error) if !error.is_about_locks() => Err(error),
+                _ => Ok(RETRY),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Does `work` on a connection, which ends where that fails: a statement may still be running on it.
+async fn on_connection<T>(
+    pool: &Pool,
+    work: impl AsyncFnOnce(&mut Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut connection = store::acquire(pool).await?;
+    let done = work(&mut connection).await;
+    if done.is_err() {
+        connection.close_on_drop();
+    }
+    done
+}
+
+/// Notes that a batch failed; the state after it.
+async fn postpone(
+    connection: &mut Connection,
+    id: JobId,
+    error: &StoreError,
+) -> Result<Option<State>, StoreError> {
+    let state = jobs::postpone(connection, id, error, RETRY).await?;
+    match state {
+        Some(State::Failed) => log::warn!("job={id} is failed, as its batches fail again and again: {error}"),
+        _ => log::warn!("job={id} a batch failed, it is tried again: {error}"),
+    }
+    Ok(state)
+}
+
 /// Does batches at a pace.
 pub struct Worker {
     pace: Pace,
-    /// How long the last batch took.
-    took: Duration,
+    /// How long the last batch of each job took.
+    took: HashMap<JobId, Duration>,
 }
 
 impl Worker {
     /// One that has done nothing yet.
     pub fn new(pace: Pace) -> Worker {
-        Worker { pace, took: Duration::ZERO }
+        Worker { pace, took: HashMap::new() }
     }
 
     /// The next batch of a job, if it is its turn. Returns the state after it, and how long to wait before
@@ -138,22 +176,23 @@ impl Worker {
         kind: Kind,
     ) -> Result<(Option<State>, Duration), StoreError> {
         // An interval of PostgreSQL has no nanoseconds.
-        let pause = Duration::from_micros(self.pace.pause.max(self.took * REST).as_micros() as u64);
+        let took = self.took.get(&id).copied().unwrap_or_default();
+        let pause = Duration::from_micros(self.pace.pause.max(took * REST).as_micros() as u64);
         let began = clock::now();
         let done = jobs::work(connection, id, kind, &Pace { pause, ..self.pace }).await;
-        self.took = began.elapsed();
+        if self.took.len() >= MAX_REMEMBERED {
+            self.took.clear();
+        }
+        self.took.insert(id, began.elapsed());
         match done {
             Ok(state) => {
                 if let Some(state @ (State::Done | State::Failed)) = state {
+                    self.took.remove(&id);
                     log::info!("job={id} {} is {}", kind.name(), state.name());
                 }
                 Ok((state, pause))
             }
-            Err(error) if error.is_an_answer() => {
-                log::warn!("job={id} a batch failed, it is tried again: {error}");
-                jobs::postpone(connection, id, &error.to_string(), RETRY).await?;
-                Ok((Some(State::Running), RETRY))
-            }
+            Err(error) if error.is_an_answer() => Ok((postpone(connection, id, &error).await?, RETRY)),
             Err(error) => Err(error),
         }
     }

@@ -11,6 +11,7 @@ mod commands;
 mod events;
 mod lists;
 mod replay;
+mod turns;
 
 use common::Db;
 use posthaste::actors::jobs::{FAST, Worker};

@@ -41,12 +41,16 @@ pub struct Pace {
     pub patience: Duration,
 }
 
+/// One of each organization, so that they take turns.
 const WAITING: &str = "
-    SELECT j.id, j.kind,
-        greatest(extract(epoch FROM j.resume_at - timezone('UTC', clock_timestamp())), 0)::float8
-    FROM public.posthaste_jobs j WHERE j.state = 'running' ORDER BY j.resume_at LIMIT 100";
+    SELECT o.id, o.kind,
+        greatest(extract(epoch FROM o.resume_at - timezone('UTC', clock_timestamp())), 0)::float8
+    FROM (SELECT DISTINCT ON (j.org_id) j.id, j.kind, j.resume_at FROM public.posthaste_jobs j
+          WHERE j.state = 'running' ORDER BY j.org_id, j.resume_at) o
+    ORDER BY o.resume_at LIMIT 1000";
 
-/// The running jobs, each with how long it has to wait; those that wait for the longest first.
+/// The running jobs whose turn it is next, one of each organization, each with how long it has to wait; those
+/// that wait for the longest first.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -98,8 +102,9 @@ moved AS (
         after_at = coalesce(s.last_at, m.after_at), after_id = coalesce(s.last_id, m.after_id),
         seen = m.seen + coalesce(s.seen, 0), queued = m.queued + coalesce(s.queued, 0),
         state = CASE WHEN s.finished IS NULL THEN 'failed' WHEN s.finished THEN 'done' ELSE 'running' END,
-        error = CASE WHEN s.finished IS NULL THEN 'the destination is disabled: enable it and start again'
-            END,
+        error = CASE WHEN s.finished IS NULL THEN 'the destination is disabled, or its event_filter cannot '
+            'be used (posthaste check says why): correct that and start again' END,
+        failures = 0,
         resume_at = c.now + CASE WHEN j.enabled AND b.rows >= j.rows THEN $5::interval ELSE $4::interval END,
         updated_at = c.now
     FROM job j LEFT JOIN step s ON true CROSS JOIN backlog b CROSS JOIN clock c
@@ -202,22 +207,31 @@ pub async fn work(
 }
 
 const POSTPONE: &str = "
-    UPDATE public.posthaste_jobs SET error = $2, updated_at = timezone('UTC', clock_timestamp()),
-        resume_at = timezone('UTC', clock_timestamp()) + $3::interval
-    WHERE id = $1 AND state = 'running'";
+    UPDATE public.posthaste_jobs SET error = $2, failures = failures + $4,
+        state = CASE WHEN failures + $4 >= $5 THEN 'failed' ELSE state END,
+        updated_at = timezone('UTC', clock_timestamp()),
+        resume_at = timezone('UTC', clock_timestamp()) + $3::interval * greatest(failures + $4, 1)
+    WHERE id = $1 AND state = 'running'
+    RETURNING state";
 
-/// Notes why a batch failed; the job tries again after `pause`.
+/// Batches in a row that may fail: with 5 s of patience, which grows, that is a quarter of an hour.
+const MAX_FAILURES: i32 = 20;
+
+/// Notes why a batch failed; the job tries again after `pause`, which grows with each failure, and ends when
+/// that has happened too often. Returns the state after it. What waits for somebody's lock is no failure.
 ///
 /// # Errors
 /// Whatever the database says.
 pub async fn postpone(
     db: &mut PgConnection,
     id: JobId,
-    error: &str,
+    error: &StoreError,
     pause: Duration,
-) -> Result<(), StoreError> {
-    in_time(sqlx::query(POSTPONE).bind(id.0).bind(error).bind(pause).execute(db)).await?;
-    Ok(())
+) -> Result<Option<State>, StoreError> {
+    let query = sqlx::query_scalar(POSTPONE).bind(id.0).bind(error.to_string()).bind(pause);
+    let query = query.bind(i32::from(!error.is_about_locks())).bind(MAX_FAILURES);
+    let state: Option<String> = in_time(query.fetch_optional(db)).await?;
+    Ok(state.map(|state| read_state(&state)).transpose()?)
 }
 
 /// How far a dry run has come.
