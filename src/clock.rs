@@ -17,6 +17,12 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// How long the machine has been up, suspended or not.
+pub fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// What the database's clock showed at a known moment; from it, the database's time at any moment.
 #[derive(Clone, Copy, Debug)]
 pub struct DbClock {

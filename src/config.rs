@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-pub use self::operations::{OperationArgs, Operations, Retention};
+pub use self::operations::{MAX_CONNECTIONS, OperationArgs, Operations, Retention};
 pub use self::outbound::{Outbound, OutboundArgs};
 use crate::model::Secret;
 use crate::policy::egress::Rules;
@@ -162,6 +162,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Networks opened on purpose.
     pub allow_networks: Vec<IpNet>,
+    /// Ports opened on purpose.
+    pub allow_ports: Vec<u16>,
     /// Whether `http` URLs are refused.
     pub https_only: bool,
     /// Further root certificates, PEM.
@@ -192,14 +194,18 @@ pub struct Config {
     pub operational_events: bool,
     /// Arbiters that run destinations.
     pub workers: usize,
-    /// Metrics and retention.
+    /// Administration, metrics and retention.
     pub operations: Operations,
 }
 
 impl Config {
     /// Where requests may go.
     pub fn egress_rules(&self) -> Rules {
-        Rules { allow: self.allow_networks.clone(), https_only: self.https_only }
+        Rules {
+            allow: self.allow_networks.clone(),
+            allow_ports: self.allow_ports.clone(),
+            https_only: self.https_only,
+        }
     }
 }
 
@@ -247,6 +253,17 @@ impl Reader {
         self.check(option, value, parsed.map(Some))
     }
 
+    fn networks(&mut self, option: &str, value: &str) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for text in listed(value) {
+            let parsed = text
+                .parse::<IpNet>()
+                .map_err(|_| "is not a network such as 10.0.0.0/8 or ::1/128".to_string());
+            networks.extend(self.check(option, text, parsed.map(Some)));
+        }
+        networks
+    }
+
     fn number(&mut self, option: &str, value: &str, least: u64, most: u64) -> u64 {
         let parsed = parse_bytes(value).and_then(|n| {
             if n < least || n > most {
@@ -256,6 +273,11 @@ impl Reader {
         });
         self.check(option, value, parsed)
     }
+}
+
+/// The entries of a comma-separated list.
+fn listed(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|entry| !entry.is_empty())
 }
 
 /// Reads the value of a switch; what is no truth value is added to `faults`.
@@ -336,6 +358,7 @@ impl DispatchArgs {
             database_url,
             listen: listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
             allow_networks: rules.allow,
+            allow_ports: rules.allow_ports,
             https_only: rules.https_only,
             ca_file,
             secret_keys,

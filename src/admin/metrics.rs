@@ -16,14 +16,17 @@ mod process;
 
 use std::fmt::Display;
 
-use actix_web::{HttpResponse, get, web};
+use actix_web::http::StatusCode;
+use actix_web::http::header::WWW_AUTHENTICATE;
+use actix_web::{HttpRequest, HttpResponse, get, web};
 
 use self::families::*;
 pub use self::families::{FAMILIES, Family};
 pub use self::measure::Measure;
 use self::measure::Measured;
 use self::page::Page;
-use super::State;
+use super::api::{Problem, is_operator};
+use super::{IsOpen, State};
 use crate::actors::db::DbSnapshot;
 use crate::actors::retention::RetentionSnapshot;
 use crate::actors::supervisor::SupervisorSnapshot;
@@ -38,7 +41,17 @@ use crate::{VERSION, outbound};
 const OTHER: &str = "other";
 
 #[get("/metrics")]
-pub(super) async fn metrics(state: web::Data<State>, measure: web::Data<Measure>) -> HttpResponse {
+pub(super) async fn metrics(
+    request: HttpRequest,
+    state: web::Data<State>,
+    measure: web::Data<Measure>,
+    is_open: web::Data<IsOpen>,
+) -> Result<HttpResponse, Problem> {
+    if !is_open.0 && !is_operator(&state, &request)? {
+        let detail = "This listener is not on loopback: send the admin token, or give metrics a listener of \
+                      their own (POSTHASTE_METRICS_LISTEN).";
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer"));
+    }
     let mut page = Page::default();
     page.value(&BUILD_INFO, &format!("version=\"{VERSION}\""), 1);
     match state.get() {
@@ -49,7 +62,8 @@ pub(super) async fn metrics(state: web::Data<State>, measure: web::Data<Measure>
         }
     }
     process::write(&mut page);
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(page.into_text())
+    let mut response = HttpResponse::Ok();
+    Ok(response.content_type("text/plain; version=0.0.4; charset=utf-8").body(page.into_text()))
 }
 
 async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: std::sync::Arc<Measure>) {

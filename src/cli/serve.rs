@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::actors::{Dispatcher, StartError};
-use crate::admin::{self, Pages, State};
-use crate::config::{Config, ConfigFaults, DataDirArgs, DatabaseArgs, DispatchArgs, is_true};
+use crate::admin::{self, Pages, ServerHandle, State};
+use crate::config::{
+    Config, ConfigFaults, DataDirArgs, DatabaseArgs, DispatchArgs, MAX_CONNECTIONS, is_true,
+};
 use crate::embedded::{Durability, Embedded, EmbeddedError, default_data_dir};
 use crate::model::Secret;
 use crate::store::doctor::{self, RowSecurity};
@@ -22,9 +23,11 @@ const EMBEDDED_DATABASE: &str = "posthaste";
 /// Pause between two tries to reach the database at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Descriptors besides those of requests and workers: the database, the HTTP server, the standard ones, and
-/// some to spare.
+/// Descriptors besides those of requests, workers and connections to the HTTP servers: the database, the
+/// standard ones, and some to spare.
 const OTHER_DESCRIPTORS: u64 = 40;
+/// An HTTP server gets one connection for so many files that may be open: deliveries need the others.
+const FILES_PER_CONNECTION: u64 = 16;
 /// A runtime of its own needs these.
 const DESCRIPTORS_PER_WORKER: u64 = 4;
 
@@ -61,6 +64,11 @@ enum ServeError {
     Listen { listen: SocketAddr, error: std::io::Error, option: &'static str },
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
+    #[error(
+        "this role may not execute functions that it calls: run examples/deploy/grants.sql again, or\n  {}",
+        .0.join("\n  ")
+    )]
+    NotGranted(Vec<String>),
     #[error("the database is not prepared, missing: {}; run posthaste migrate", .0.join(", "))]
     NotMigrated(Vec<&'static str>),
     #[error(
@@ -144,8 +152,11 @@ fn raise_descriptor_limit() {
 
 /// More requests in flight than there are descriptors would take those of the database.
 fn respect_descriptor_limit(config: &mut Config) {
-    let others = OTHER_DESCRIPTORS + DESCRIPTORS_PER_WORKER * config.workers as u64;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = (limit / FILES_PER_CONNECTION).clamp(4, MAX_CONNECTIONS as u64);
+    config.operations.max_connections = connections as usize;
+    let servers = if config.operations.metrics_listen.is_some() { 2 } else { 1 };
+    let others = OTHER_DESCRIPTORS + DESCRIPTORS_PER_WORKER * config.workers as u64 + servers * connections;
     let fitting = limit.saturating_sub(others).max(1);
     if fitting < u64::from(config.max_in_flight) {
         log::warn!(
@@ -174,8 +185,7 @@ fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeErr
 
 async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     let mut signals = Signals::new()?;
-    let admin_token = config.operations.admin_token.clone();
-    let state = State::starting("starting: the database has not answered yet", admin_token);
+    let state = State::starting("starting: the database has not answered yet", &config);
     let servers = start_servers(&config, &state)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, embedded, &state) => prepared,
@@ -189,7 +199,7 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     dispatch(dispatcher, &state, &mut signals).await?;
     for server in servers {
         // Requests that are open are answered, within a limit of the server's own.
-        server.stop(true).await;
+        server.stop().await;
     }
     Ok(())
 }
@@ -228,9 +238,9 @@ fn start_servers(config: &Config, state: &State) -> Result<Vec<ServerHandle>, Se
     let mut servers = Vec::new();
     for (option, listen, pages) in wanted {
         let started = admin::start(listen, pages, state.clone());
-        let (addresses, server) = started.map_err(|error| ServeError::Listen { listen, error, option })?;
+        let (address, server) = started.map_err(|error| ServeError::Listen { listen, error, option })?;
         let what = if pages == Pages::Operations { "health and metrics" } else { "listening" };
-        addresses.iter().for_each(|address| log::info!("{what} on http://{address}"));
+        log::info!("{what} on http://{address}");
         servers.push(server);
     }
     Ok(servers)
@@ -250,17 +260,22 @@ async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<Conne
             let options = store::fitting(&options).await?;
             let mut connection = store::connect(&store::seeing_policies(options.clone())).await?;
             let missing = store::in_time(migrate::pending(&mut connection)).await?;
+            let grants = match missing.is_empty() {
+                true => store::in_time(doctor::missing_grants(&mut connection)).await?,
+                false => Vec::new(),
+            };
             let visible = match missing.is_empty() {
                 true => store::in_time(doctor::row_security(&mut connection)).await?,
                 false => RowSecurity::Inactive,
             };
-            Ok::<_, StoreError>((missing, visible, options))
+            Ok::<_, StoreError>((missing, grants, visible, options))
         };
         let error = match examined.await {
             Ok((missing, ..)) if !missing.is_empty() => return Err(ServeError::NotMigrated(missing)),
-            Ok((_, RowSecurity::Hiding(remedies), _)) => return Err(ServeError::RowsHidden(remedies)),
-            Ok((_, RowSecurity::Open, options)) => return Ok(store::seeing_policies(options)),
-            Ok((_, RowSecurity::Inactive, options)) => return Ok(options),
+            Ok((_, grants, ..)) if !grants.is_empty() => return Err(ServeError::NotGranted(grants)),
+            Ok((.., RowSecurity::Hiding(remedies), _)) => return Err(ServeError::RowsHidden(remedies)),
+            Ok((.., RowSecurity::Open, options)) => return Ok(store::seeing_policies(options)),
+            Ok((.., RowSecurity::Inactive, options)) => return Ok(options),
             Err(error @ StoreError::Pooler) => return Err(StartError::from(error).into()),
             Err(error) => error.to_string(),
         };
@@ -310,8 +325,8 @@ mod tests {
         for of_the_supervisor in [true, false] {
             let args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
             let config = args.validate(url.clone()).expect("valid");
+            let state = State::starting("", &config);
             let dispatcher = Dispatcher::start(config, options.clone()).expect("a dispatcher");
-            let state = State::starting("", None);
             state.set(Ok(dispatcher.clone()));
             let expected = match of_the_supervisor {
                 true => {

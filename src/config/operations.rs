@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::{Reader, YEAR};
 use crate::model::Secret;
+
+/// Connections of an HTTP server: each may hold 128 KiB of a head that never ends.
+pub const MAX_CONNECTIONS: usize = 512;
 
 /// Destinations with series of their own: some 25 series each.
 const DEFAULT_METRICS_MAX_DESTINATIONS: &str = "1000";
@@ -16,6 +20,13 @@ const DEFAULT_RETENTION_DELIVERED: &str = "30d";
 const DEFAULT_RETENTION_DEAD: &str = "0";
 /// How long failed attempts are kept: as long as the deliveries.
 const DEFAULT_RETENTION_ATTEMPTS: &str = "30d";
+
+/// Bytes of request bodies and of answers that the API holds: twelve of the largest events.
+const DEFAULT_MAX_API_BYTES: &str = "64MiB";
+/// Destinations that keys may create for one organization: each costs an actor and its connections.
+const DEFAULT_MAX_DESTINATIONS: &str = "100";
+/// Characters of an admin token at least: shorter ones can be guessed.
+const LEAST_TOKEN: usize = 16;
 
 /// Longest age: a lifetime.
 const LONGEST_AGE: Duration = YEAR.saturating_mul(100);
@@ -30,6 +41,16 @@ pub struct OperationArgs {
     #[arg(long, env = "POSTHASTE_ADMIN_TOKEN", hide_env_values = true, value_name = "TOKEN",
           value_parser = super::hidden)]
     pub admin_token: Option<Secret>,
+    /// Proxies whose X-Forwarded-For says which address a request comes from, comma-separated CIDRs
+    #[arg(long, env = "POSTHASTE_TRUSTED_PROXIES", default_value = "", value_name = "CIDRS")]
+    pub trusted_proxies: String,
+    /// Bytes of request bodies, and of answers not yet taken, that the API holds in memory, 16MiB to 64GiB
+    #[arg(long, env = "POSTHASTE_MAX_API_BYTES", default_value = DEFAULT_MAX_API_BYTES, value_name = "BYTES")]
+    pub max_api_bytes: String,
+    /// Destinations that the keys of an organization may create, 1 to 1000000; the admin token may go beyond
+    #[arg(long, env = "POSTHASTE_MAX_DESTINATIONS", default_value = DEFAULT_MAX_DESTINATIONS,
+          value_name = "DESTINATIONS")]
+    pub max_destinations: String,
     /// Destinations with metrics of their own, 0 to 100000; those of all others are added up
     #[arg(long, env = "POSTHASTE_METRICS_MAX_DESTINATIONS", value_name = "DESTINATIONS",
           default_value = DEFAULT_METRICS_MAX_DESTINATIONS)]
@@ -55,6 +76,14 @@ pub struct Operations {
     pub metrics_listen: Option<SocketAddr>,
     /// Who has it may do everything by the API.
     pub admin_token: Option<Secret>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Connections of each HTTP server, as far as files may be open.
+    pub max_connections: usize,
+    /// Bytes of bodies and answers that the API holds.
+    pub max_api_bytes: u64,
+    /// Destinations that the keys of an organization may create.
+    pub max_destinations: u32,
     /// Destinations with series of their own.
     pub metrics_max_destinations: usize,
     /// How long rows are kept.
@@ -84,6 +113,11 @@ fn read_token(token: &Secret, r: &mut Reader) -> Option<Secret> {
     let text = token.reveal().trim();
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         r.faults.push("--admin-token: must be visible ASCII characters, without spaces".into());
+    } else if (1..LEAST_TOKEN).contains(&text.len()) {
+        r.faults.push(format!(
+            "--admin-token: must have at least {LEAST_TOKEN} characters, as it opens everything; \
+             openssl rand -hex 32 makes one"
+        ));
     }
     Some(text).filter(|text| !text.is_empty()).map(Secret::new)
 }
@@ -104,6 +138,10 @@ impl OperationArgs {
         Operations {
             metrics_listen: metrics_listen.and_then(|text| r.address("--metrics-listen", text)),
             admin_token,
+            trusted_proxies: r.networks("--trusted-proxies", &self.trusted_proxies),
+            max_connections: MAX_CONNECTIONS,
+            max_api_bytes: r.number("--max-api-bytes", &self.max_api_bytes, 16 << 20, 64 << 30),
+            max_destinations: r.number("--max-destinations", &self.max_destinations, 1, 1_000_000) as u32,
             metrics_max_destinations: r.number(
                 "--metrics-max-destinations",
                 &self.metrics_max_destinations,

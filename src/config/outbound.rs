@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ipnet::IpNet;
 
-use super::{ConfigFaults, Reader, SecretKeyArgs, certificates_in};
+use super::{ConfigFaults, Reader, SecretKeyArgs, certificates_in, listed};
 use crate::policy::egress::Rules;
 use crate::policy::keyring::KeyRing;
 
@@ -15,6 +14,9 @@ pub struct OutboundArgs {
     /// Networks that may be connected to although they are not public, comma-separated CIDRs
     #[arg(long, env = "POSTHASTE_ALLOW_NETWORKS", default_value = "", value_name = "CIDRS")]
     pub allow_networks: String,
+    /// Ports that may be connected to although services other than HTTP use them, comma-separated
+    #[arg(long, env = "POSTHASTE_ALLOW_PORTS", default_value = "", value_name = "PORTS")]
+    pub allow_ports: String,
     /// Refuse destinations with http URLs
     #[arg(long, env = "POSTHASTE_HTTPS_ONLY", default_value = "false", value_name = "BOOL", num_args = 0..=1,
           default_missing_value = "true")]
@@ -50,12 +52,11 @@ impl OutboundArgs {
     }
 
     pub(super) fn read(&self, r: &mut Reader) -> Outbound {
-        let mut allow = Vec::new();
-        for text in self.allow_networks.split(',').map(str::trim).filter(|t| !t.is_empty()) {
-            let parsed = text
-                .parse::<IpNet>()
-                .map_err(|_| "is not a network such as 10.0.0.0/8 or ::1/128".to_string());
-            allow.extend(r.check("--allow-networks", text, parsed.map(Some)));
+        let allow = r.networks("--allow-networks", &self.allow_networks);
+        let mut allow_ports = Vec::new();
+        for text in listed(&self.allow_ports) {
+            let parsed = text.parse::<u16>().map_err(|_| "is not a port, 1 to 65535".to_string());
+            allow_ports.extend(r.check("--allow-ports", text, parsed.map(Some)));
         }
         if let Some(file) = &self.ca_file
             && let Err(fault) = certificates_in(file)
@@ -67,6 +68,7 @@ impl OutboundArgs {
             KeyRing::default()
         });
         let https_only = r.bool("--https-only", &self.https_only);
-        Outbound { rules: Rules { allow, https_only }, ca_file: self.ca_file.clone(), secret_keys }
+        let rules = Rules { allow, allow_ports, https_only };
+        Outbound { rules, ca_file: self.ca_file.clone(), secret_keys }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use crate::common::{Db, Posthaste, Receiver, check_invariants, eventually, run};
+use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, run};
 use crate::{ADMIN, Api};
 
 /// Everything in the database but when keys were last used.
@@ -115,6 +115,66 @@ async fn a_key_reads_or_writes_in_its_organization_until_it_is_revoked() {
     }
     api.posthaste.assert_silent_about(&[&reader, &writer, ADMIN]);
     check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn an_id_that_another_organization_has_used_is_refused_like_any_other_that_is_taken() {
+    let db = Db::new().await;
+    let (ours, theirs) = (db.org().await, db.org().await);
+    let api = Api::on(&db).await;
+    let key = api.key(theirs, "write").await;
+    let [foreign, own] = [Uuid::new_v4(), Uuid::new_v4()];
+    let event = |id: Uuid, content: &str| json!({"id": id, "event_type": "a.b", "content": content});
+    api.post(ours, "/events", &event(foreign, "secret")).await.success(201);
+    let path = format!("/api/v1/orgs/{theirs}/events");
+    let send =
+        async |id: Uuid, content: &str| api.ask(&key, "POST", &path, &event(id, content).to_string()).await;
+    send(own, "secret").await.success(201);
+    send(own, "secret").await.success(201);
+    let mut told = Vec::new();
+    for (id, content) in [(own, "guess"), (foreign, "guess"), (foreign, "secret")] {
+        let answer = send(id, content).await;
+        told.push(answer.is_problem(409).body.to_string().replace(&id.to_string(), ""));
+    }
+    assert!(told[0] == told[1] && told[0] == told[2], "{told:?}");
+    assert_eq!(db.number("SELECT count(*) FROM activity_logs").await, 2);
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn a_read_key_sees_no_query_of_a_url_and_a_write_key_sees_it() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let receiver = Receiver::scripted(|request| Reply::body(404, format!("Cannot POST {}", request.path)));
+    let api = Api::on(&db).await;
+    let (reader, writer) = (api.key(org, "read").await, api.key(org, "write").await);
+    let destination =
+        db.destination(org, receiver.url("/hook?token=hunter2hunter2")).retry(0, 100).insert().await;
+    let event = db.event(org, "a.b", "{}").await;
+    db.settled().await;
+    let delivery = db.text("SELECT id FROM webhook_deliveries").await.unwrap();
+    let paths = [
+        "/destinations".to_owned(),
+        format!("/destinations/{destination}"),
+        format!("/destinations/{destination}/stats"),
+        "/deliveries".into(),
+        format!("/deliveries/{delivery}"),
+        format!("/deliveries/{delivery}/attempts"),
+        format!("/events/{event}"),
+    ];
+    let mut shown = 0;
+    for path in &paths {
+        let path = format!("/api/v1/orgs/{org}{path}");
+        let answer = api.ask(&reader, "GET", &path, "").await;
+        let tag = answer.header("etag").map(str::to_owned);
+        let text = answer.success(200).to_string();
+        assert!(!text.contains("hunter2"), "{path}: {text}");
+        let answer = api.ask(&writer, "GET", &path, "").await;
+        assert_eq!(answer.header("etag").map(str::to_owned), tag, "{path}: it says nothing about contents");
+        shown += usize::from(answer.success(200).to_string().contains("token=hunter2hunter2"));
+    }
+    assert!(shown >= 2, "a write key sees it where it is");
+    check_invariants(&db, &[&receiver]).await;
 }
 
 #[tokio::test]

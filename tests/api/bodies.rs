@@ -45,6 +45,11 @@ async fn every_fault_of_a_request_is_named_and_nothing_is_written() {
             &["events[1].session_id", "events[1].z"],
         ),
         (r#"{"event_type": "a", "employee_id": "00000000-0000-0000-0000-000000000001"}"#, &["employee_id"]),
+        (
+            r#"[{"event_type": "a"},
+                {"event_type": "a", "employee_id": "00000000-0000-0000-0000-000000000001"}]"#,
+            &["events[1].employee_id"],
+        ),
         ("[]", &["events"]),
         ("{", &["body"]),
         ("\"text\"", &["body"]),
@@ -90,6 +95,9 @@ async fn what_is_no_json_too_large_or_elsewhere_is_told() {
     api.post(org, "/events", &large).await.is_problem(413);
     let too_large_to_deliver = json!({"event_type": "a", "payload": "x".repeat(1024)});
     api.post(org, "/events", &too_large_to_deliver).await.names(&["payload"]);
+    // Few bytes as they are sent, and many as they are printed.
+    let monster = r#"[{"event_type": "a"}, {"event_type": "a", "payload": 1e131071}]"#;
+    api.ask(ADMIN, "POST", &events, monster).await.names(&["events[1].payload"]);
     let put = api.admin("PUT", org, "/events", &json!({})).await;
     assert_eq!(put.is_problem(405).header("allow"), Some("get, post"));
     let delete = api.admin("DELETE", org, "/deliveries/retry", &Value::Null).await;
@@ -102,4 +110,8 @@ async fn what_is_no_json_too_large_or_elsewhere_is_told() {
     api.get(Uuid::new_v4(), "/events").await.is_problem(404);
     api.ask(ADMIN, "GET", "/api/v1/orgs/x/events", "").await.names(&["org_id"]);
     assert_eq!(db.number("SELECT count(*) FROM activity_logs").await, 0);
+    // What SQL has written is shown without its payload.
+    let id = db.event(org, "a", r#"{"n": 1e131071}"#).await;
+    let shown = api.get(org, &format!("/events/{id}")).await.success(200);
+    assert_eq!((&shown["payload"], &shown["payload_too_large"]), (&Value::Null, &json!(true)));
 }

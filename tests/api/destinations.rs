@@ -65,6 +65,61 @@ async fn a_destination_lives_from_its_creation_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_key_that_sends_a_destination_elsewhere_is_told_which_credentials_stayed_behind() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let (receiver, own) = (Receiver::start(), Receiver::start());
+    let api = Api::on(&db).await;
+    let key = api.key(org, "write").await;
+    let new = json!({"name": "audit", "url": receiver.url("/hook"), "auth_type": "bearer",
+        "auth_config": {"token": "a-bearer-token"},
+        "settings": {"extra_headers": {"x-tenant": "a-header-value"}}});
+    let id = api.post(org, "/destinations", &new).await.success(201)["id"].as_str().unwrap().to_owned();
+    let path = format!("/api/v1/orgs/{org}/destinations/{id}");
+    let patch = async |token: &str, change: Value| {
+        api.ask(token, "PATCH", &path, &change.to_string()).await.success(200)
+    };
+    // The same origin, and the operator: nothing is dropped, and nothing is said.
+    let moved = patch(&key, json!({"url": receiver.url("/other")})).await;
+    assert_eq!((moved.get("dropped"), &moved["auth_type"]), (None, &json!("bearer")));
+    let moved = patch(ADMIN, json!({"url": own.url("/")})).await;
+    assert_eq!((moved.get("dropped"), &moved["auth_type"]), (None, &json!("bearer")));
+    let moved = patch(&key, json!({"url": receiver.url("/hook")})).await;
+    assert_eq!(moved["dropped"], json!(["auth_config", "settings.extra_headers"]));
+    assert_eq!((&moved["auth_type"], &moved["auth_config"]), (&json!("none"), &json!({})));
+    let done = api.ask(&key, "POST", &format!("{path}/test"), "").await.success(200);
+    assert_eq!(done["delivered"], true);
+    let headers = format!("{:?}", receiver.received()[0].headers);
+    assert!(!headers.contains("a-bearer-token") && !headers.contains("a-header-value"), "{headers}");
+    // What comes with it goes there.
+    let with = json!({"url": own.url("/"), "auth_type": "bearer", "auth_config": {"token": "another-token"}});
+    assert_eq!(patch(&key, with).await.get("dropped"), None);
+    api.ask(&key, "POST", &format!("{path}/test"), "").await.success(200);
+    assert_eq!(own.received()[0].header("authorization"), Some("Bearer another-token"));
+    check_invariants(&db, &[&receiver, &own]).await;
+}
+
+#[tokio::test]
+async fn keys_create_no_more_destinations_than_they_may() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let api = Api::with(&db, &[("POSTHASTE_ADMIN_TOKEN", ADMIN), ("POSTHASTE_MAX_DESTINATIONS", "2")]).await;
+    let key = api.key(org, "write").await;
+    let create = async |token: &str, name: &str| {
+        let new = json!({"name": name, "url": "https://example.com/"}).to_string();
+        api.ask(token, "POST", &format!("/api/v1/orgs/{org}/destinations"), &new).await
+    };
+    create(&key, "a").await.success(201);
+    create(&key, "b").await.success(201);
+    let refused = create(&key, "c").await;
+    let detail = refused.is_problem(409).body["detail"].as_str().unwrap();
+    assert!(detail.contains("2 destinations") && detail.contains("POSTHASTE_MAX_DESTINATIONS"), "{detail}");
+    create(ADMIN, "c").await.success(201);
+    assert_eq!(db.number("SELECT count(*) FROM webhook_destinations").await, 3);
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
 async fn everything_that_is_wrong_with_a_destination_is_named_at_once() {
     let db = Db::new().await;
     let org = db.org().await;

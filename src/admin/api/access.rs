@@ -2,11 +2,16 @@
 //!
 //! Every route stands in a scope with one of these two, and handlers know their organization from here only.
 
+use std::collections::HashMap;
 use std::future::{Ready, ready};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use actix_web::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, web};
@@ -15,14 +20,17 @@ use subtle::ConstantTimeEq;
 
 use super::problem::Problem;
 use crate::admin::State;
+use crate::admin::limits::NOBODY;
+use crate::admin::server::{ConnectionSlot, network_of};
 use crate::clock;
-use crate::manage::keys::{self, Caller, Role};
+use crate::manage::Principal;
+use crate::manage::keys::{self, Caller, Recognized, Role};
 use crate::model::{KeyId, OrgId, Secret};
 use crate::store::organizations;
 
 /// The organization of a request, once it is known that the caller may ask about it.
 #[derive(Clone, Copy)]
-pub(super) struct Org(pub OrgId);
+pub(in crate::admin) struct Org(pub OrgId);
 
 impl FromRequest for Org {
     type Error = Problem;
@@ -33,6 +41,16 @@ impl FromRequest for Org {
         ready(
             org.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "There is no organization in this path.")),
         )
+    }
+}
+
+impl FromRequest for Principal {
+    type Error = Problem;
+    type Future = Ready<Result<Principal, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let principal = request.extensions().get::<Principal>().copied();
+        ready(principal.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "There is nothing here.")))
     }
 }
 
@@ -48,9 +66,9 @@ pub(super) async fn tenant(
     let named = request.match_info().get("org_id").unwrap_or_default();
     let not_found = Problem::new(StatusCode::NOT_FOUND, format!("There is no organization {named}."));
     let org = named.parse().ok().map(OrgId);
-    let org = match caller(&state, &request).await? {
+    let (org, principal) = match caller(&state, &request).await? {
         Some(Caller { org: of, role, key }) => {
-            note_use(&state, key);
+            note_use(&state, of, key);
             if org != Some(of) {
                 return Err(not_found.into());
             }
@@ -58,18 +76,19 @@ pub(super) async fn tenant(
                 let detail = "This key may only read: use one with the role write.";
                 return Err(Problem::new(StatusCode::FORBIDDEN, detail).into());
             }
-            of
+            (of, Principal::Key(role))
         }
         None => {
             let org = org.ok_or_else(|| Problem::invalid("org_id", "must be a UUID"))?;
-            let mut conn = state.acquire().await?;
+            let mut conn = state.acquire(NOBODY).await?;
             if !organizations::exists(&mut conn, org).await.map_err(Problem::from)? {
                 return Err(not_found.into());
             }
-            org
+            (org, Principal::Operator)
         }
     };
     request.extensions_mut().insert(Org(org));
+    request.extensions_mut().insert(principal);
     next.call(request).await
 }
 
@@ -88,42 +107,149 @@ pub(super) async fn admin(
     next.call(request).await
 }
 
-/// Whose key came with the request; `None`: the admin's token. What is neither costs no connection to the
-/// database.
+/// Whether the request comes with the admin token.
+///
+/// # Errors
+/// A [`Problem`] where it comes with another one, and too many such have come from its address.
+pub(in crate::admin) fn is_operator(state: &State, request: &HttpRequest) -> Result<bool, Problem> {
+    let Some(token) = presented(request) else { return Ok(false) };
+    if has_admin_token(state, request) {
+        return Ok(true);
+    }
+    // Keys are of no use there.
+    if !keys::has_form(token) {
+        note_wrong(state, request, clock::now())?;
+    }
+    Ok(false)
+}
+
+fn has_admin_token(state: &State, request: &HttpRequest) -> bool {
+    let (admin, token) = (state.admin_token(), presented(request));
+    admin.zip(token).is_some_and(|(admin, token)| is_same(admin, token))
+}
+
+/// Counts a wrong token.
+fn note_wrong(state: &State, request: &HttpRequest, now: Instant) -> Result<(), Problem> {
+    let Some(address) = state.address(request) else { return Ok(()) };
+    let Some(wait) = state.failed_tokens.note(network_of(address), now) else { return Ok(()) };
+    let detail = "Too many wrong tokens came from this address: wrong ones are not looked at for a while.";
+    let seconds = wait.as_secs().max(1).to_string();
+    Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(RETRY_AFTER, seconds))
+}
+
+/// The token that comes with a request.
+fn presented(request: &HttpRequest) -> Option<&str> {
+    let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whose key came with the request; `None`: the admin's token. What is neither costs no query, but for one a
+/// second that finds new keys.
 async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller>, Problem> {
-    let admin = state.admin_token();
-    let presented = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let presented = presented.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    if let Some(token) = presented {
-        if admin.is_some_and(|admin| is_same(admin, token)) {
-            return Ok(None);
+    let arrived = clock::now();
+    let request = request.request();
+    if has_admin_token(state, request) {
+        return Ok(None);
+    }
+    let token = presented(request);
+    if let Some(token) = token.filter(|token| keys::has_form(token)) {
+        if state.keys.recognize(token) == Recognized::Unknown {
+            if state
+                .address(request)
+                .is_some_and(|address| state.failed_tokens.waits(network_of(address), arrived))
+            {
+                // Nobody waits for such a guess; if it is a key that is new, it is known a moment later.
+                refresh_later(state, arrived);
+            } else {
+                state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
+            }
         }
-        if keys::has_form(token)
-            && let Some(caller) = keys::authenticate(&mut *state.acquire().await?, token).await?
+        if let Recognized::Key(org) = state.keys.recognize(token)
+            // It may have been revoked since.
+            && let Some(caller) = keys::authenticate(&mut *state.acquire(org).await?, token).await?
         {
+            let place = request.conn_data::<Rc<ConnectionSlot>>();
+            if place.is_some_and(|place| !place.is_for(caller.key, caller.org)) {
+                let detail = "This key is used on too many connections at once: use fewer, or wait.";
+                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
+                return Err(problem.with(RETRY_AFTER, "1"));
+            }
             return Ok(Some(caller));
         }
     }
-    if admin.is_none() && !keys::any_exists(&mut *state.acquire().await?).await? {
-        let detail = "Nobody can use this API yet: start posthaste serve with POSTHASTE_ADMIN_TOKEN, or make \
-                      a key with posthaste keys create.";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+    if state.admin_token().is_none() && state.keys.is_empty() {
+        state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
+        if state.keys.is_empty() {
+            let detail = "Nobody can use this API yet: start posthaste serve with POSTHASTE_ADMIN_TOKEN, or \
+                          make a key with posthaste keys create.";
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+        }
+    }
+    if token.is_some() {
+        note_wrong(state, request, arrived)?;
     }
     let detail = "Send the admin token or an API key: authorization: Bearer <token>.";
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer"))
 }
 
+/// Refreshes for new keys while nobody waits.
+fn refresh_later(state: &State, since: Instant) {
+    let state = state.clone();
+    actix_rt::spawn(async move {
+        let looked = state.keys.try_refresh(since, async || state.acquire(NOBODY).await).await;
+        if let Err(problem) = looked {
+            log::debug!("the keys of the API could not be read: {problem}");
+        }
+    });
+}
+
+/// Wrong tokens of one address within [`GUESS_TIME`] until it is told to wait.
+const MAX_GUESSES: u32 = 10;
+/// See [`MAX_GUESSES`].
+const GUESS_TIME: Duration = Duration::from_secs(60);
+/// Addresses that are remembered.
+const MAX_GUESSERS: usize = 10_000;
+
+/// Who has sent wrong tokens.
+#[derive(Default)]
+pub struct FailedTokens(Mutex<HashMap<IpAddr, (u32, Instant)>>);
+
+impl FailedTokens {
+    /// Whether an address has sent too many wrong tokens.
+    fn waits(&self, address: IpAddr, now: Instant) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |since: Instant| now.duration_since(since) < GUESS_TIME;
+        all.get(&address).is_some_and(|(count, since)| *count >= MAX_GUESSES && recent(*since))
+    }
+
+    /// Notes a wrong token; how long to wait, where there were too many.
+    fn note(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_GUESSERS && !all.contains_key(&address) {
+            all.retain(|_, (_, since)| now.duration_since(*since) < GUESS_TIME);
+            if all.len() >= MAX_GUESSERS {
+                // So many at once are not told apart any more.
+                return Some(GUESS_TIME);
+            }
+        }
+        let (count, since) = all.entry(address).or_insert((0, now));
+        if now.duration_since(*since) >= GUESS_TIME {
+            (*count, *since) = (0, now);
+        }
+        *count = count.saturating_add(1);
+        (*count > MAX_GUESSES).then(|| GUESS_TIME.saturating_sub(now.duration_since(*since)))
+    }
+}
+
 /// Writes down that a key is used, now and then, and not while a request waits.
-fn note_use(state: &State, key: KeyId) {
+fn note_use(state: &State, org: OrgId, key: KeyId) {
     if !state.key_uses.is_news(key, clock::now()) {
         return;
     }
     let state = state.clone();
     actix_rt::spawn(async move {
-        let Ok(mut conn) = state.acquire().await else { return };
+        let Ok(mut conn) = state.acquire(org).await else { return };
         if let Err(error) = keys::used(&mut conn, key).await {
             log::warn!("key={key} its use could not be written down: {error}");
         }

@@ -10,8 +10,8 @@ use super::access::Org;
 use super::input::{Id, Json, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::{Answer, ok};
 use crate::admin::State;
-use crate::manage::List;
 use crate::manage::deliveries::{self, AttemptView, DetailView, MAX_RETRIED, RetriedView, View};
+use crate::manage::{List, Principal};
 use crate::model::DeliveryId;
 
 pub(super) fn configure(config: &mut ServiceConfig) {
@@ -27,8 +27,14 @@ pub(super) fn configure(config: &mut ServiceConfig) {
 #[utoipa::path(tag = "deliveries", operation_id = "list_deliveries", params(OrgPath, deliveries::Query),
     responses((status = 200, description = "A page of them", body = List<View>)))]
 #[get("/deliveries")]
-async fn list(state: web::Data<State>, org: Org, query: Query<deliveries::Query>) -> Answer {
-    ok(&deliveries::list(&mut *state.acquire().await?, org.0, &query.0).await?)
+async fn list(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    query: Query<deliveries::Query>,
+) -> Answer {
+    let page = deliveries::list(&mut *state.acquire(org.0).await?, org.0, &query.0).await?;
+    ok(&page.map(|delivery| delivery.shown_to(principal)))
 }
 
 /// Show a delivery
@@ -37,8 +43,9 @@ async fn list(state: web::Data<State>, org: Org, query: Query<deliveries::Query>
 #[utoipa::path(tag = "deliveries", operation_id = "get_delivery", params(OnePath),
     responses((status = 200, description = "The delivery", body = DetailView)))]
 #[get("/deliveries/{id}")]
-async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    ok(&deliveries::one(&mut *state.acquire().await?, org.0, DeliveryId(id.0)).await?)
+async fn one(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
+    let delivery = deliveries::one(&mut *state.acquire(org.0).await?, org.0, DeliveryId(id.0)).await?;
+    ok(&delivery.shown_to(principal))
 }
 
 /// List the failed attempts of a delivery
@@ -47,9 +54,9 @@ async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "deliveries", operation_id = "list_attempts", params(OnePath),
     responses((status = 200, description = "All of them", body = List<AttemptView>)))]
 #[get("/deliveries/{id}/attempts")]
-async fn attempts(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    let delivery = deliveries::one(&mut *state.acquire().await?, org.0, DeliveryId(id.0)).await?;
-    ok(&List { items: delivery.failed_attempts, next_cursor: None })
+async fn attempts(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
+    let delivery = deliveries::one(&mut *state.acquire(org.0).await?, org.0, DeliveryId(id.0)).await?;
+    ok(&List { items: delivery.shown_to(principal).failed_attempts, next_cursor: None })
 }
 
 /// Retry a delivery
@@ -58,8 +65,15 @@ async fn attempts(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[utoipa::path(tag = "deliveries", operation_id = "retry_delivery", params(OnePath),
     responses((status = 200, description = "Queued again", body = DetailView)))]
 #[post("/deliveries/{id}/retry")]
-async fn retry(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
-    ok(&deliveries::retry_one(&mut *state.acquire().await?, org.0, DeliveryId(id.0)).await?)
+async fn retry(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    id: Id,
+    _: MaybeJson<Nothing>,
+) -> Answer {
+    let delivery = deliveries::retry_one(&mut *state.acquire(org.0).await?, org.0, DeliveryId(id.0)).await?;
+    ok(&delivery.shown_to(principal))
 }
 
 /// Which deliveries to retry.
@@ -83,5 +97,5 @@ const _: () = assert!(MAX_RETRIED == 1_000);
 #[post("/deliveries/retry")]
 async fn retry_some(state: web::Data<State>, org: Org, selection: Json<Selection>) -> Answer {
     let ids: Vec<DeliveryId> = selection.0.ids.into_iter().map(DeliveryId).collect();
-    ok(&deliveries::retry(&mut *state.acquire().await?, org.0, &ids).await?)
+    ok(&deliveries::retry(&mut *state.acquire(org.0).await?, org.0, &ids).await?)
 }

@@ -15,13 +15,13 @@ use super::input::{Id, Json, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::problem::Problem;
 use super::{Answer, ok};
 use crate::actors::Shared;
-use crate::admin::{MAX_TESTS, State};
-use crate::manage::List;
+use crate::admin::State;
 use crate::manage::destinations::{
     self, Changes, CreatedView, DeletedView, Disable, EnabledView, Rotate, RotatedView, Setup, StatsView,
-    TestView, View,
+    TestView, UpdatedView, View,
 };
 use crate::manage::jobs::COUNTING;
+use crate::manage::{List, Principal};
 use crate::model::DestinationId;
 
 /// How long a deletion may take before it has to be asked for again.
@@ -54,7 +54,9 @@ pub(super) fn configure(config: &mut ServiceConfig) {
 
 /// What destinations are checked against.
 fn setup(shared: &Shared) -> Setup<'_> {
-    Setup { keys: &shared.config.secret_keys, network: &shared.network }
+    let config = &shared.config;
+    let max_destinations = config.operations.max_destinations;
+    Setup { keys: &config.secret_keys, network: &shared.network, max_destinations }
 }
 
 /// A destination with its version as the entity tag.
@@ -64,28 +66,35 @@ fn tagged(status: StatusCode, view: &View, body: &impl serde::Serialize) -> Http
 
 /// List destinations
 ///
-/// The newest first.
+/// The newest first. A page may be shorter than asked for, where destinations are large. To keys that may
+/// only read, `?…` stands for the query of a URL, here and elsewhere.
 #[utoipa::path(tag = "destinations", operation_id = "list_destinations",
     params(OrgPath, destinations::Query),
     responses((status = 200, description = "A page of them", body = List<View>)))]
 #[get("/destinations")]
-async fn list(state: web::Data<State>, org: Org, query: Query<destinations::Query>) -> Answer {
-    ok(&destinations::list(&mut *state.acquire().await?, org.0, &query.0).await?)
+async fn list(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    query: Query<destinations::Query>,
+) -> Answer {
+    ok(&destinations::list(&mut *state.acquire(org.0).await?, org.0, principal, &query.0).await?)
 }
 
 /// Create a destination
 ///
 /// Without a signing secret one is made (Standard Webhooks, 32 random bytes), and shown in this answer only.
+/// Keys may create destinations as long as their organization has fewer than `POSTHASTE_MAX_DESTINATIONS`.
 #[utoipa::path(tag = "destinations", operation_id = "create_destination", params(OrgPath),
     request_body = NewDestination,
     responses((status = 201, description = "Created", body = CreatedView,
         headers(("location" = String, description = "Where it is"),
             ("etag" = String, description = "Its version")))))]
 #[post("/destinations")]
-async fn create(state: web::Data<State>, org: Org, new: Json<Changes>) -> Answer {
+async fn create(state: web::Data<State>, org: Org, principal: Principal, new: Json<Changes>) -> Answer {
     let shared = state.get().map_err(Problem::later)?.shared;
-    let mut conn = state.acquire().await?;
-    let created = destinations::create(&mut conn, org.0, new.0, setup(&shared)).await?;
+    let mut conn = state.acquire(org.0).await?;
+    let created = destinations::create(&mut conn, org.0, principal, new.0, setup(&shared)).await?;
     let mut response = tagged(StatusCode::CREATED, &created.destination, &created);
     let place = format!("/api/v1/orgs/{}/destinations/{}", org.0, created.destination.id);
     if let Ok(place) = place.parse() {
@@ -101,19 +110,22 @@ async fn create(state: web::Data<State>, org: Org, new: Json<Changes>) -> Answer
     responses((status = 200, description = "The destination", body = View,
         headers(("etag" = String, description = "Its version")))))]
 #[get("/destinations/{id}")]
-async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    let view = destinations::one(&mut *state.acquire().await?, org.0, DestinationId(id.0)).await?;
+async fn one(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
+    let id = DestinationId(id.0);
+    let view = destinations::one(&mut *state.acquire(org.0).await?, org.0, principal, id).await?;
     Ok(tagged(StatusCode::OK, &view, &view))
 }
 
 /// Change a destination
 ///
 /// Members that are absent stay as they are; null ones go back to their defaults. With `If-Match`, only if
-/// nobody else has changed it meanwhile.
+/// nobody else has changed it meanwhile. When a key gives another origin (scheme, host or port) in `url`, the
+/// credentials must come with it, or they are dropped and `dropped` names them: nobody reads a secret by
+/// sending it to a receiver of their own.
 #[utoipa::path(tag = "destinations", operation_id = "update_destination", request_body = Changes,
     params(OnePath,
         ("if-match" = Option<String>, Header, description = "The `etag` that came with what was read")),
-    responses((status = 200, description = "Changed", body = View,
+    responses((status = 200, description = "Changed", body = UpdatedView,
             headers(("etag" = String, description = "Its version"))),
         (status = 412, description = "It is not what `If-Match` takes it for", body = Problem,
             content_type = "application/problem+json")))]
@@ -121,6 +133,7 @@ async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
 async fn update(
     state: web::Data<State>,
     org: Org,
+    principal: Principal,
     id: Id,
     request: HttpRequest,
     changes: Json<Changes>,
@@ -128,10 +141,11 @@ async fn update(
     let expected = request.headers().get(IF_MATCH).map(|value| value.to_str().unwrap_or_default().trim());
     let expected = expected.filter(|tag| *tag != "*").map(|tag| tag.trim_matches('"'));
     let shared = state.get().map_err(Problem::later)?.shared;
-    let mut conn = state.acquire().await?;
+    let mut conn = state.acquire(org.0).await?;
     let id = DestinationId(id.0);
-    let view = destinations::update(&mut conn, org.0, id, changes.0, expected, setup(&shared)).await?;
-    Ok(tagged(StatusCode::OK, &view, &view))
+    let setup = setup(&shared);
+    let updated = destinations::update(&mut conn, org.0, principal, id, changes.0, expected, setup).await?;
+    Ok(tagged(StatusCode::OK, &updated.destination, &updated))
 }
 
 /// Delete a destination
@@ -143,7 +157,7 @@ async fn update(
         (status = 202, description = "Not all of it yet: ask again", body = DeletedView)))]
 #[delete("/destinations/{id}")]
 async fn delete(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    let mut conn = state.acquire().await?;
+    let mut conn = state.acquire(org.0).await?;
     let deleted = destinations::delete(&mut conn, org.0, DestinationId(id.0), DELETING).await?;
     match deleted.deleted {
         true => Ok(HttpResponse::NoContent().finish()),
@@ -160,9 +174,9 @@ async fn delete(state: web::Data<State>, org: Org, id: Id) -> Answer {
 #[post("/destinations/{id}/test")]
 async fn test(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
     let shared = state.get().map_err(Problem::later)?.shared;
-    let busy = |_| Problem::later(format!("{MAX_TESTS} tests are running: try again later."));
-    let _permit = state.tests.try_acquire().map_err(busy)?;
-    let mut conn = state.acquire().await?;
+    let busy = "Tests of other destinations are under way: try again later.";
+    let _permit = state.tests.acquire(org.0).await.ok_or_else(|| Problem::later(busy))?;
+    let mut conn = state.acquire(org.0).await?;
     let probe = destinations::prepare(&mut conn, org.0, DestinationId(id.0), setup(&shared)).await?;
     // No connection is held during a request.
     drop(conn);
@@ -175,9 +189,15 @@ async fn test(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) 
 #[utoipa::path(tag = "destinations", operation_id = "enable_destination", params(OnePath),
     responses((status = 200, description = "Enabled", body = EnabledView)))]
 #[post("/destinations/{id}/enable")]
-async fn enable(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
-    let mut conn = state.acquire().await?;
-    ok(&destinations::enable(&mut conn, org.0, DestinationId(id.0), COUNTING).await?)
+async fn enable(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    id: Id,
+    _: MaybeJson<Nothing>,
+) -> Answer {
+    let mut conn = state.acquire(org.0).await?;
+    ok(&destinations::enable(&mut conn, org.0, principal, DestinationId(id.0), COUNTING).await?)
 }
 
 /// Disable a destination
@@ -187,9 +207,15 @@ async fn enable(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>
     request_body = Option<Disable>,
     responses((status = 200, description = "Disabled", body = View)))]
 #[post("/destinations/{id}/disable")]
-async fn disable(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Disable>) -> Answer {
-    let mut conn = state.acquire().await?;
-    ok(&destinations::disable(&mut conn, org.0, DestinationId(id.0), asked.0).await?)
+async fn disable(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    id: Id,
+    asked: MaybeJson<Disable>,
+) -> Answer {
+    let mut conn = state.acquire(org.0).await?;
+    ok(&destinations::disable(&mut conn, org.0, principal, DestinationId(id.0), asked.0).await?)
 }
 
 /// Rotate the signing secret
@@ -199,10 +225,17 @@ async fn disable(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Dis
     request_body = Option<Rotate>,
     responses((status = 200, description = "Rotated", body = RotatedView)))]
 #[post("/destinations/{id}/rotate-secret")]
-async fn rotate(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Rotate>) -> Answer {
+async fn rotate(
+    state: web::Data<State>,
+    org: Org,
+    principal: Principal,
+    id: Id,
+    asked: MaybeJson<Rotate>,
+) -> Answer {
     let shared = state.get().map_err(Problem::later)?.shared;
-    let mut conn = state.acquire().await?;
-    ok(&destinations::rotate(&mut conn, org.0, DestinationId(id.0), asked.0, setup(&shared)).await?)
+    let mut conn = state.acquire(org.0).await?;
+    let (id, setup) = (DestinationId(id.0), setup(&shared));
+    ok(&destinations::rotate(&mut conn, org.0, principal, id, asked.0, setup).await?)
 }
 
 /// Show how a destination does
@@ -212,8 +245,9 @@ async fn rotate(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Rota
 #[utoipa::path(tag = "destinations", operation_id = "get_stats", params(OnePath),
     responses((status = 200, description = "Its figures", body = StatsView)))]
 #[get("/destinations/{id}/stats")]
-async fn stats(state: web::Data<State>, org: Org, id: Id) -> Answer {
+async fn stats(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
     let id = DestinationId(id.0);
     let figures = state.get().map_err(Problem::later)?.shared.tallies.of(id);
-    ok(&destinations::stats(&mut *state.acquire().await?, org.0, id, figures.as_ref()).await?)
+    let mut conn = state.acquire(org.0).await?;
+    ok(&destinations::stats(&mut conn, org.0, principal, id, figures.as_ref()).await?)
 }

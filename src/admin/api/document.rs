@@ -11,12 +11,16 @@ use super::problem::{CONTENT_TYPE, Problem};
 const BEARER: &str = "bearer";
 
 /// Errors that any operation can answer with.
-const ERRORS: [(&str, &str); 7] = [
+const ERRORS: [(&str, &str); 8] = [
     ("400", "The request is wrong; `errors` says where"),
     ("401", "Neither the admin token nor an API key"),
     ("403", "The role of the key, or the server's own in the database, does not allow it"),
     ("404", "There is no such thing, or it belongs to another organization"),
     ("405", "Not with this method"),
+    (
+        "429",
+        "Too many wrong tokens from this address, or too many connections with this key; see `retry-after`",
+    ),
     ("500", "The database refused; the log of the server says why"),
     ("503", "The database does not answer, or nobody can use this API yet"),
 ];

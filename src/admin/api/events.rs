@@ -7,12 +7,12 @@ use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::access::Org;
-use super::input::{EventsBody, Id, OnePath, OrgPath, Query};
+use super::input::{Body, EventsBody, Id, OnePath, OrgPath, Query};
 use super::problem::Problem;
 use super::{Answer, json, ok};
 use crate::admin::State;
-use crate::manage::List;
 use crate::manage::events::{self, DetailView, Receipt, Sent, View};
+use crate::manage::{List, Principal};
 use crate::model::EventId;
 
 pub(super) fn configure(config: &mut ServiceConfig) {
@@ -46,16 +46,22 @@ struct Receipts {
 /// Send events
 ///
 /// One, or an array of up to 1,000: all of them are written, by one statement, or none. Who repeats an id
-/// with the same contents gets the same answer, and nothing is written twice; with other contents it is
-/// refused.
+/// with the same contents gets the same answer, and nothing is written twice; with other contents, and where
+/// anybody else has used it, it is refused. So is an event larger than `POSTHASTE_MAX_EVENT_BYTES` of JSON as
+/// PostgreSQL prints it, as it could not be delivered.
 #[utoipa::path(tag = "events", operation_id = "send_events", params(OrgPath),
     request_body = inline(OneOrMore),
     responses((status = 201, description = "They are written, now or before", body = Receipts)))]
 #[post("/events")]
 async fn send(state: web::Data<State>, org: Org, body: EventsBody) -> Answer {
-    let sent = events::read(&body.0)?;
+    // A large body takes a while, in which this thread has others to answer.
+    let Body { bytes, reserved } = body.0;
+    let read = web::block(move || events::read(&bytes)).await;
+    let sent = read.map_err(|_| Problem::later("The server is stopping."))??;
     let most = state.get().map_err(Problem::later)?.shared.config.max_event_bytes;
-    let items = events::send(&mut *state.acquire().await?, org.0, sent, most).await?;
+    let items = events::send(&mut *state.acquire(org.0).await?, org.0, sent, most).await?;
+    // What was read of it was held until now.
+    drop(reserved);
     json(StatusCode::CREATED, &Receipts { items })
 }
 
@@ -66,15 +72,16 @@ async fn send(state: web::Data<State>, org: Org, body: EventsBody) -> Answer {
     responses((status = 200, description = "A page of them", body = List<View>)))]
 #[get("/events")]
 async fn list(state: web::Data<State>, org: Org, query: Query<events::Query>) -> Answer {
-    ok(&events::list(&mut *state.acquire().await?, org.0, &query.0).await?)
+    ok(&events::list(&mut *state.acquire(org.0).await?, org.0, &query.0).await?)
 }
 
 /// Show an event
 ///
-/// With its deliveries.
+/// With its deliveries. Where the event is larger than `POSTHASTE_MAX_EVENT_BYTES`, its payload is null.
 #[utoipa::path(tag = "events", operation_id = "get_event", params(OnePath),
     responses((status = 200, description = "The event", body = DetailView)))]
 #[get("/events/{id}")]
-async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    ok(&events::one(&mut *state.acquire().await?, org.0, EventId(id.0)).await?)
+async fn one(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
+    let most = state.get().map_err(Problem::later)?.shared.config.max_event_bytes;
+    ok(&events::one(&mut *state.acquire(org.0).await?, org.0, principal, EventId(id.0), most).await?)
 }

@@ -2,7 +2,7 @@
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
-use std::time::Duration;
+use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
@@ -15,16 +15,17 @@ use url::form_urlencoded;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
+use super::access::Org;
 use super::problem::Problem;
 use crate::admin::State;
+use crate::admin::limits::{NOBODY, Reserved};
+use crate::admin::server::{ConnectionSlot, PROGRESS_BYTES, PROGRESS_TIME};
 use crate::manage::input;
 
 /// Bytes of a body, unless it holds events.
 const MAX_BODY: usize = 256 * 1024;
 /// Bytes of a body with events, beside one event of the largest size.
 const MAX_EVENTS_BODY: usize = 1024 * 1024;
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// In the path of every request about an organization.
 #[derive(IntoParams)]
@@ -91,8 +92,9 @@ impl<T: DeserializeOwned + 'static> FromRequest for Json<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
+            is_json(&request)?;
             let body = read(&request, payload, MAX_BODY).await?;
-            Ok(Json(input::read_object(&body)?))
+            Ok(Json(input::read_object(&body.bytes)?))
         })
     }
 }
@@ -107,12 +109,12 @@ impl<T: DeserializeOwned + 'static> FromRequest for MaybeJson<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
-            let body = bytes(payload, MAX_BODY).await?;
-            if body.is_empty() {
+            let body = read(&request, payload, MAX_BODY).await?;
+            if body.bytes.is_empty() {
                 return Ok(MaybeJson(input::read_object(b"{}")?));
             }
             is_json(&request)?;
-            Ok(MaybeJson(input::read_object(&body)?))
+            Ok(MaybeJson(input::read_object(&body.bytes)?))
         })
     }
 }
@@ -123,7 +125,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for MaybeJson<T> {
 pub(super) struct Nothing {}
 
 /// A JSON body with events, not read yet.
-pub(super) struct EventsBody(pub Bytes);
+pub(super) struct EventsBody(pub Body);
 
 impl FromRequest for EventsBody {
     type Error = Problem;
@@ -131,18 +133,23 @@ impl FromRequest for EventsBody {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (request, payload) = (request.clone(), payload.take());
-        let state = web::Data::<State>::extract(&request);
         Box::pin(async move {
-            let state = state.await.map_err(|_| Problem::later("The server is starting."))?;
-            let most = state.get().map_err(Problem::later)?.shared.config.max_event_bytes + MAX_EVENTS_BODY;
-            Ok(EventsBody(read(&request, payload, most).await?))
+            let most = state(&request)?.get().map_err(Problem::later)?.shared.config.max_event_bytes;
+            is_json(&request)?;
+            Ok(EventsBody(read(&request, payload, most + MAX_EVENTS_BODY).await?))
         })
     }
 }
 
-async fn read(request: &HttpRequest, payload: Payload, most: usize) -> Result<Bytes, Problem> {
-    is_json(request)?;
-    bytes(payload, most).await
+/// A body, which counts as long as it is here.
+pub(super) struct Body {
+    pub(super) bytes: Bytes,
+    pub(super) reserved: Reserved,
+}
+
+fn state(request: &HttpRequest) -> Result<&State, Problem> {
+    let state = request.app_data::<web::Data<State>>();
+    state.map(|state| state.get_ref()).ok_or_else(|| Problem::later("The server is starting."))
 }
 
 fn is_json(request: &HttpRequest) -> Result<(), Problem> {
@@ -153,21 +160,34 @@ fn is_json(request: &HttpRequest) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
 }
 
-async fn bytes(mut payload: Payload, most: usize) -> Result<Bytes, Problem> {
-    let all = async {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|error| {
-                Problem::new(StatusCode::BAD_REQUEST, format!("The body did not arrive whole: {error}."))
-            })?;
-            if body.len() + chunk.len() > most {
-                let detail = format!("The body is larger than {most} bytes.");
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
-    };
+/// Reads a body of at most `most` bytes, as far as there is room, and as long as it makes progress.
+async fn read(request: &HttpRequest, mut payload: Payload, most: usize) -> Result<Body, Problem> {
+    let org = request.extensions().get::<Org>().map_or(NOBODY, |org| org.0);
+    let mut reserved = state(request)?.budget.open(org);
+    let _reads = request.conn_data::<Rc<ConnectionSlot>>().map(|place| place.read_body());
+    let mut body = BytesMut::new();
     let timed_out = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time.");
-    tokio::time::timeout(BODY_TIMEOUT, all).await.map_err(timed_out)?
+    loop {
+        let enough = body.len() + PROGRESS_BYTES;
+        let some = async {
+            while body.len() < enough {
+                let Some(chunk) = payload.next().await else { return Ok(true) };
+                let chunk = chunk.map_err(|error| {
+                    Problem::new(StatusCode::BAD_REQUEST, format!("The body did not arrive whole: {error}."))
+                })?;
+                if body.len() + chunk.len() > most {
+                    let detail = format!("The body is larger than {most} bytes.");
+                    return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+                }
+                if !reserved.grow(chunk.len() as u64) {
+                    return Err(Problem::later("Too many bodies are being read: try again later."));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok(false)
+        };
+        if tokio::time::timeout(PROGRESS_TIME, some).await.map_err(timed_out)?? {
+            return Ok(Body { bytes: body.freeze(), reserved });
+        }
+    }
 }

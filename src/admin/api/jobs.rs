@@ -26,7 +26,7 @@ pub(super) fn configure(config: &mut ServiceConfig) {
         (status = 200, description = "What a dry run counted", body = CountView)))]
 #[post("/destinations/{id}/replay")]
 async fn replay(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Replay>) -> Answer {
-    let mut conn = state.acquire().await?;
+    let mut conn = state.acquire(org.0).await?;
     begun(jobs::replay(&mut conn, org.0, DestinationId(id.0), &asked.0, COUNTING).await?)
 }
 
@@ -39,7 +39,7 @@ async fn replay(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Repl
         (status = 200, description = "What a dry run counted", body = CountView)))]
 #[post("/destinations/{id}/backfill")]
 async fn backfill(state: web::Data<State>, org: Org, id: Id, asked: MaybeJson<Backfill>) -> Answer {
-    let mut conn = state.acquire().await?;
+    let mut conn = state.acquire(org.0).await?;
     begun(jobs::backfill(&mut conn, org.0, DestinationId(id.0), &asked.0, COUNTING).await?)
 }
 
@@ -57,7 +57,7 @@ fn begun(begun: Begun) -> Answer {
     responses((status = 200, description = "A page of them", body = List<View>)))]
 #[get("/jobs")]
 async fn list(state: web::Data<State>, org: Org, query: Query<jobs::Query>) -> Answer {
-    ok(&jobs::list(&mut *state.acquire().await?, org.0, &query.0).await?)
+    ok(&jobs::list(&mut *state.acquire(org.0).await?, org.0, &query.0).await?)
 }
 
 /// Show a job
@@ -67,7 +67,7 @@ async fn list(state: web::Data<State>, org: Org, query: Query<jobs::Query>) -> A
     responses((status = 200, description = "The job", body = View)))]
 #[get("/jobs/{id}")]
 async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
-    ok(&jobs::one(&mut *state.acquire().await?, org.0, JobId(id.0)).await?)
+    ok(&jobs::one(&mut *state.acquire(org.0).await?, org.0, JobId(id.0)).await?)
 }
 
 /// Cancel a job
@@ -77,5 +77,5 @@ async fn one(state: web::Data<State>, org: Org, id: Id) -> Answer {
     responses((status = 200, description = "Cancelled", body = View)))]
 #[post("/jobs/{id}/cancel")]
 async fn cancel(state: web::Data<State>, org: Org, id: Id, _: MaybeJson<Nothing>) -> Answer {
-    ok(&jobs::cancel(&mut *state.acquire().await?, org.0, JobId(id.0)).await?)
+    ok(&jobs::cancel(&mut *state.acquire(org.0).await?, org.0, JobId(id.0)).await?)
 }

@@ -7,6 +7,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::input::{Id, Json, KeyPath, Query};
 use super::{Answer, json, ok};
 use crate::admin::State;
+use crate::admin::limits::NOBODY;
 use crate::manage::List;
 use crate::manage::keys::{self, CreatedView, New, View};
 use crate::model::KeyId;
@@ -22,7 +23,7 @@ pub(super) fn configure(config: &mut ServiceConfig) {
     responses((status = 200, description = "A page of them", body = List<View>)))]
 #[get("")]
 async fn list(state: web::Data<State>, query: Query<keys::Query>) -> Answer {
-    ok(&keys::list(&mut *state.acquire().await?, &query.0).await?)
+    ok(&keys::list(&mut *state.acquire(NOBODY).await?, &query.0).await?)
 }
 
 /// Create an API key
@@ -32,7 +33,9 @@ async fn list(state: web::Data<State>, query: Query<keys::Query>) -> Answer {
     responses((status = 201, description = "Created", body = CreatedView)))]
 #[post("")]
 async fn create(state: web::Data<State>, new: Json<New>) -> Answer {
-    json(StatusCode::CREATED, &keys::create(&mut *state.acquire().await?, new.0).await?)
+    let created = keys::create(&mut *state.acquire(NOBODY).await?, new.0).await?;
+    state.keys.add(&created);
+    json(StatusCode::CREATED, &created)
 }
 
 /// Revoke an API key
@@ -42,6 +45,6 @@ async fn create(state: web::Data<State>, new: Json<New>) -> Answer {
     responses((status = 204, description = "Revoked, now or before")))]
 #[delete("/{id}")]
 async fn revoke(state: web::Data<State>, id: Id) -> Answer {
-    keys::revoke(&mut *state.acquire().await?, None, KeyId(id.0)).await?;
+    keys::revoke(&mut *state.acquire(NOBODY).await?, None, KeyId(id.0)).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -12,35 +12,48 @@ mod jobs;
 mod keys;
 mod problem;
 
+use std::ops::{Deref, DerefMut};
+
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, CACHE_CONTROL, LOCATION};
+use actix_web::http::header::{ALLOW, CACHE_CONTROL, ContentType, LOCATION};
 use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::{App, HttpRequest, HttpResponse, web};
+use bytes::Bytes;
 use serde::Serialize;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::service_config::ServiceConfig;
 use utoipa_actix_web::{AppExt as _, scope};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use self::problem::Problem;
+pub use self::access::FailedTokens;
+pub(super) use self::access::{Org, is_operator};
+pub(super) use self::problem::Problem;
 use super::State;
-use crate::store::{self, Pooled};
+use super::limits::FairPermit;
+use crate::model::OrgId;
+use crate::store::{self, Connection, Pooled};
 
 /// What a handler returns.
 type Answer = Result<HttpResponse, Problem>;
 
+/// What is answered to those who say who they are begins with.
+pub(super) const ROOT: &str = "/api/v1/";
 /// Where the document is.
 const DOCUMENT: &str = "/api/openapi.json";
 /// Where its browser is.
-const DOCS: &str = "/api/docs/";
+pub(super) const DOCS: &str = "/api/docs/";
 
 /// Adds the API to a server.
 pub(super) fn configure(config: &mut web::ServiceConfig) {
-    let document = web::Data::new(document());
+    let document = document();
+    // Made once: it is the same for everybody.
+    let json = Bytes::from(serde_json::to_vec(&document).unwrap_or_default());
+    let document = web::Data::new(document);
     let browser =
         Config::from(DOCUMENT).validator_url("none").doc_expansion("list").default_models_expand_depth(-1);
     config
         .app_data(document)
+        .app_data(web::Data::new(DocumentJson(json)))
         .configure(|config| routes(&mut ServiceConfig::new(config)))
         .service(web::resource(DOCUMENT).route(web::get().to(show)))
         .service(web::resource(DOCS.trim_end_matches('/')).route(web::get().to(browse)))
@@ -73,8 +86,11 @@ fn document() -> OpenApi {
     document::complete(document)
 }
 
-async fn show(document: web::Data<OpenApi>) -> HttpResponse {
-    HttpResponse::Ok().json(document.as_ref())
+/// The document as it is answered.
+struct DocumentJson(Bytes);
+
+async fn show(document: web::Data<DocumentJson>) -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::json()).body(document.0.clone())
 }
 
 async fn browse() -> HttpResponse {
@@ -92,12 +108,34 @@ async fn nothing(request: HttpRequest, document: web::Data<OpenApi>) -> Answer {
     }
 }
 
+/// A connection for one request, in its turn.
+struct Statements {
+    connection: Pooled,
+    _permit: FairPermit,
+}
+
+impl Deref for Statements {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Statements {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
 impl State {
-    /// A connection for one request.
-    async fn acquire(&self) -> Result<Pooled, Problem> {
+    /// A connection for a request of `org`.
+    async fn acquire(&self, org: OrgId) -> Result<Statements, Problem> {
+        let busy = "Too many requests wait for the database: try again later.";
+        let permit = self.statements.acquire(org).await.ok_or_else(|| Problem::later(busy))?;
         let pool = self.pool().map_err(Problem::later)?;
         match store::acquire(&pool).await {
-            Ok(conn) => Ok(conn),
+            Ok(connection) => Ok(Statements { connection, _permit: permit }),
             Err(error) => Err(store::cause(&pool, error).await.into()),
         }
     }

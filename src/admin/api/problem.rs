@@ -40,7 +40,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem of this status.
-    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
+    pub(in crate::admin) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
         Problem {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
@@ -52,13 +52,13 @@ impl Problem {
     }
 
     /// One with a header that goes with its status.
-    pub(super) fn with(mut self, name: HeaderName, value: impl Into<String>) -> Problem {
+    pub(in crate::admin) fn with(mut self, name: HeaderName, value: impl Into<String>) -> Problem {
         self.header = Some(Box::new((name, value.into())));
         self
     }
 
     /// Something that is there later.
-    pub(super) fn later(detail: impl Into<String>) -> Problem {
+    pub(in crate::admin) fn later(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with(header::RETRY_AFTER, "1")
     }
 

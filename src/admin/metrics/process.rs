@@ -1,12 +1,15 @@
 //! What Linux says about this process. Elsewhere these figures are left out.
 
 use std::fs;
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
 use super::families::{CPU, MAX_FDS, OPEN_FDS, RESIDENT, START_TIME, VIRTUAL};
 use super::page::Page;
+use crate::clock;
 
 /// Writes what can be found out.
 pub fn write(page: &mut Page) {
@@ -14,7 +17,7 @@ pub fn write(page: &mut Page) {
         page.value(&CPU, "", stat.cpu_seconds);
         page.value(&RESIDENT, "", stat.resident_bytes);
         page.value(&VIRTUAL, "", stat.virtual_bytes);
-        page.values(&START_TIME, boot_time().map(|boot| ("", boot + stat.started_seconds)));
+        page.value(&START_TIME, "", boot_time() + stat.started_seconds);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // The directory itself is open while it is read.
@@ -47,8 +50,12 @@ fn stat() -> Option<Stat> {
     })
 }
 
-/// When the machine started, in seconds since 1970.
-fn boot_time() -> Option<f64> {
-    let text = fs::read_to_string("/proc/stat").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+/// When the machine started, in seconds since 1970. Read once, as clocks are set; and not from `/proc/stat`,
+/// which a service need not see.
+fn boot_time() -> f64 {
+    static BOOTED: OnceLock<f64> = OnceLock::new();
+    *BOOTED.get_or_init(|| {
+        let since_1970 = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        since_1970.saturating_sub(clock::since_boot()).as_secs_f64()
+    })
 }

@@ -62,17 +62,15 @@ async fn run_dispatcher(
     stop: oneshot::Receiver<()>,
 ) -> Result<(), String> {
     let options = store::options(&config.database_url).map_err(|error| error.to_string())?;
-    let state = State::starting("starting", config.operations.admin_token.clone());
-    let (addresses, server) =
+    let state = State::starting("starting", &config);
+    let (address, server) =
         admin::start(config.listen, Pages::All, state.clone()).map_err(|error| error.to_string())?;
     let dispatcher = actors::Dispatcher::start(config, options).map_err(|error| error.to_string())?;
     state.set(Ok(dispatcher.clone()));
     // Whoever started it may have given up by now; then `stop` says so as well.
-    if let Some(address) = addresses.first() {
-        ready.send(*address).ok();
-    }
+    ready.send(address).ok();
     stop.await.ok();
     dispatcher.stop().await;
-    server.stop(false).await;
+    server.stop().await;
     Ok(())
 }
