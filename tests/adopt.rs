@@ -162,7 +162,8 @@ async fn forced_row_level_security_neither_hides_destinations_nor_opens_them() {
     let options = posthaste::store::options(&app.url).unwrap().options([("row_security", "on")]);
     let mut owner = posthaste::store::connect(&options).await.unwrap();
     sqlx::raw_sql("SET posthaste.fan_out = 'on'").execute(&mut owner).await.unwrap();
-    let seen = sqlx::query("SELECT count(*) FROM webhook_destinations").fetch_one(&mut owner).await.unwrap();
+    let seen =
+        sqlx::query("SELECT count(*) FROM public.webhook_destinations").fetch_one(&mut owner).await.unwrap();
     assert_eq!(seen.get::<i64, _>(0), 0);
     assert!(pending(&mut owner).await.unwrap().is_empty());
     drop(owner);

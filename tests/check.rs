@@ -44,6 +44,8 @@ async fn the_least_rights_are_enough_for_what_serve_does_and_no_more() {
     let mut serve = posthaste::store::connect(&options).await.unwrap();
     assert_eq!(row_security(&mut serve).await.unwrap(), RowSecurity::Inactive);
     assert!(posthaste::store::migrate::pending(&mut serve).await.unwrap().is_empty());
+    // What follows names no schema.
+    sqlx::query("SET search_path = public").execute(&mut serve).await.unwrap();
     for allowed in [
         "UPDATE webhook_deliveries w SET last_attempt_at = now() FROM (SELECT d.id FROM webhook_deliveries d
             JOIN activity_logs e ON e.id = d.log_id WHERE d.status IN ('pending', 'failed') LIMIT 1

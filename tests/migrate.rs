@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Db, eventually, run};
+use common::{Db, check_invariants, eventually, run};
 use posthaste::store::migrate::{MigrateError, Options, Report, migrate};
 use sqlx::{AssertSqlSafe, Row};
 
@@ -332,4 +332,50 @@ async fn a_missing_url_is_a_fault_of_the_configuration() {
         assert_eq!(run(&[command], &[]).status.code(), Some(2));
         assert_eq!(run(&[command], &[("DATABASE_URL", "mysql://x")]).status.code(), Some(2));
     }
+}
+
+/// The functions and triggers of 0.1 instead of the present ones.
+async fn go_back_to_0_1(db: &Db) {
+    let drop_all = "DO $$ DECLARE f regprocedure; BEGIN
+        FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+            AND proname LIKE 'posthaste\\_%'
+        LOOP EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', f); END LOOP; END $$;
+        DELETE FROM posthaste_migrations WHERE version > 7;
+        ALTER TABLE posthaste_jobs DROP COLUMN failures;
+        SET check_function_bodies = off";
+    sqlx::raw_sql(drop_all).execute(&db.pool).await.unwrap();
+    let of_0_1 = format!("SET check_function_bodies = off; {}", include_str!("fixtures/functions_0_1.sql"));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(of_0_1)).execute(&db.pool).await.unwrap();
+}
+
+#[actix_rt::test]
+async fn events_are_written_all_through_an_upgrade_from_0_1() {
+    let db = Db::new().await;
+    go_back_to_0_1(&db).await;
+    let org = db.org().await;
+    db.destination(org, "http://x").event_filter(r#"{"$jsonpath": "$.payload.n > 0"}"#).insert().await;
+    // Somebody writes destinations, so that triggers cannot be replaced for a while.
+    let mut writer = db.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE webhook_destinations IN ROW EXCLUSIVE MODE")
+        .execute(&mut *writer)
+        .await
+        .unwrap();
+    let url = db.url.clone();
+    let upgrade = actix_rt::spawn(async move { common::migrate(&url).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+        AND datname = current_database() AND query LIKE '%TRIGGER%'";
+    eventually("the upgrade waits", async || db.number(waits).await > 0).await;
+    for _ in 0..50 {
+        db.event(org, "a", r#"{"n": 1}"#).await;
+    }
+    assert!(!upgrade.is_finished());
+    writer.commit().await.unwrap();
+    upgrade.await.unwrap();
+    for _ in 0..50 {
+        db.event(org, "a", r#"{"n": 1}"#).await;
+    }
+    assert_eq!(db.deliveries("true").await, 100);
+    let run = run(&["migrate"], &[("DATABASE_URL", db.url.reveal())]);
+    assert!(String::from_utf8_lossy(&run.stderr).contains("is up to date"), "{run:?}");
+    check_invariants(&db, &[]).await;
 }

@@ -40,5 +40,19 @@ GRANT SELECT ON public.posthaste_retention TO :"role";
 -- The organization of a request to the API, and whose request it is. Creating and revoking keys needs
 -- grants-management.sql.
 GRANT SELECT (id) ON public.organizations TO :"role";
+-- Whether the employee of an event that is posted is the organization's own. Leave it out where employees has no org_id.
+GRANT SELECT (id, org_id) ON public.employees TO :"role";
 GRANT SELECT ON public.posthaste_api_keys TO :"role";
 GRANT UPDATE (last_used_at) ON public.posthaste_api_keys TO :"role";
+
+-- Functions belong to nobody but their owner. These read and judge, with the rights of whoever calls them: what a filter
+-- wants, and what an event looks like when it is printed. The trigger functions are not among them.
+GRANT EXECUTE ON FUNCTION public.posthaste_is_predicate(jsonpath), public.posthaste_regex_fault(text, text),
+    public.posthaste_path_fault(text), public.posthaste_filter_cost(jsonb), public.posthaste_filter_fault(jsonb),
+    public.posthaste_types_fault(text[]), public.posthaste_usable(uuid[]),
+    public.posthaste_subscriptions(uuid[], uuid[]), public.posthaste_holds(text, jsonb),
+    public.posthaste_data(uuid, uuid, uuid, uuid, text, text, text, text, text, jsonb, timestamp),
+    public.posthaste_backfill(uuid, timestamp, timestamp, uuid, integer, integer, interval),
+    public.posthaste_printed(jsonb, integer),
+    public.posthaste_print(jsonb[], uuid[], bigint[], bigint[], integer, bigint)
+    TO :"role";

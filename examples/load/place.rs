@@ -147,6 +147,8 @@ pub async fn execute(conn: &mut PgConnection, sql: &str) -> Result<(), LoadError
 
 async fn connect(url: &Secret) -> Result<PgConnection, LoadError> {
     let options = store::options(url)?.application_name("load").options([("statement_timeout", "0")]);
+    // As an application has it: its statements name no schema.
+    let options = options.options([("search_path", "public")]);
     Ok(store::connect(&options).await?)
 }
 

@@ -163,6 +163,8 @@ pub struct DbActor {
     results_done: u64,
     claims_stopped: bool,
     waits_for_bytes: bool,
+    /// A timer runs after which claiming connections show again that this process lives.
+    shows_soon: bool,
     courtesy: Courtesy,
     work: Work,
     last_recorded: usize,
@@ -190,6 +192,7 @@ impl DbActor {
             results_done: 0,
             claims_stopped: false,
             waits_for_bytes: false,
+            shows_soon: false,
             courtesy: Courtesy::default(),
             work: Work::default(),
             last_recorded: 0,

@@ -51,9 +51,27 @@ impl Backoff {
 /// The connection that claims, and that shows other processes that this one lives.
 pub(super) struct ClaimLane {
     options: ConnectOptions,
-    open: Option<(Connection, ClaimSql)>,
+    open: Option<Open>,
     since: Option<Since>,
     backoff: Backoff,
+}
+
+/// A connection that claims.
+struct Open {
+    connection: Connection,
+    sql: ClaimSql,
+    /// Others can tell by it that this process lives.
+    takes_part: bool,
+}
+
+impl Open {
+    /// Takes part, unless it does.
+    async fn take_part(&mut self) -> Result<(), StoreError> {
+        if !self.takes_part {
+            self.takes_part = presence::try_take_part(&mut self.connection).await?;
+        }
+        Ok(())
+    }
 }
 
 impl ClaimLane {
@@ -71,6 +89,11 @@ impl ClaimLane {
     pub(super) fn beside(&self) -> Option<ClaimLane> {
         let since = self.since.filter(Since::is_settled)?;
         Some(ClaimLane { since: Some(since), ..ClaimLane::new(self.options.clone()) })
+    }
+
+    /// Whether there is a connection by which others cannot see that this process lives.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.takes_part)
     }
 
     /// Waits as long as it should before the next statement.
@@ -96,10 +119,11 @@ impl ClaimLane {
         let kept = self.open.take();
         let (options, since) = (&self.options, &mut self.since);
         let refreshed = tokio::time::timeout(REFRESH_LIMIT, async {
-            if let Some((mut connection, sql)) = kept
-                && store::answers(&mut connection).await
+            if let Some(mut open) = kept
+                && store::answers(&mut open.connection).await
+                && open.take_part().await.is_ok()
             {
-                return Some((connection, sql));
+                return Some(open);
             }
             open(options, since).await.ok()
         });
@@ -107,10 +131,12 @@ impl ClaimLane {
     }
 
     async fn try_claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
-        let (connection, sql) = match &mut self.open {
+        let open = match &mut self.open {
             Some(open) => open,
             closed => closed.insert(open(&self.options, &mut self.since).await?),
         };
+        open.take_part().await?;
+        let Open { connection, sql, .. } = open;
         let floor = match &mut self.since {
             Some(since) => since.floor(connection).await?,
             None => DbTime(i64::MIN),
@@ -185,15 +211,13 @@ impl Since {
 
 /// Opens the claiming connection. Only the first one of a process says when it took part: later ones find
 /// leases of its own.
-async fn open(
-    options: &ConnectOptions,
-    since: &mut Option<Since>,
-) -> Result<(Connection, ClaimSql), StoreError> {
+async fn open(options: &ConnectOptions, since: &mut Option<Since>) -> Result<Open, StoreError> {
     let mut connection = store::connect(options).await?;
-    let announced = presence::announce(&mut connection).await?;
+    let takes_part = presence::try_take_part(&mut connection).await?;
+    let announced = presence::now(&mut connection).await?;
     let sql = ClaimSql::read(&mut connection).await?;
     since.get_or_insert(Since { announced, at: clock::now(), unseen: None, alone: false });
-    Ok((connection, sql))
+    Ok(Open { connection, sql, takes_part })
 }
 
 /// What is to be written.

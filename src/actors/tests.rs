@@ -81,7 +81,7 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
 
     // A panic of a request is nobody's failure: its delivery waits, and what comes after it goes on.
     event(&mut db, org, "panic").await;
-    let postponed = "SELECT count(*) FROM webhook_deliveries
+    let postponed = "SELECT count(*) FROM public.webhook_deliveries
         WHERE status = 'pending' AND attempts = 0 AND next_retry_at > created_at + interval '500 ms'";
     while sqlx::query_scalar::<_, i64>(postponed).fetch_one(&mut db).await.expect("a count") < 2 {}
     event(&mut db, org, "test").await;

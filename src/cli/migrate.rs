@@ -28,6 +28,9 @@ pub struct Args {
     /// Send no notifications, for producers that use two-phase commit: the dispatcher then polls
     #[arg(long)]
     pub without_notify: bool,
+    /// Go on although some destinations' filters are beyond what a filter may be, and match nothing then
+    #[arg(long)]
+    pub accept_unusable_filters: bool,
 }
 
 /// Runs the command.
@@ -40,6 +43,7 @@ pub fn run(args: &Args) -> ExitCode {
         dry_run: args.dry_run,
         fan_out: choice(args.with_fan_out, args.without_fan_out),
         notify: choice(args.with_notify, args.without_notify),
+        accept_unusable_filters: args.accept_unusable_filters,
     };
     let done = store::options(&Secret::new(url))
         .map_err(MigrateError::Store)

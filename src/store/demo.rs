@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{StoreError, in_time};
 use crate::model::{DestinationId, EventId, OrgId, Secret};
 
-const INSERT_ORGANIZATION: &str = "INSERT INTO organizations (name) VALUES ($1) RETURNING id";
+const INSERT_ORGANIZATION: &str = "INSERT INTO public.organizations (name) VALUES ($1) RETURNING id";
 
 /// A new organization.
 ///
@@ -43,7 +43,8 @@ pub struct NewDestination {
 }
 
 const INSERT_DESTINATION: &str = "
-    INSERT INTO webhook_destinations (org_id, name, url, event_types, event_filter, batch_size, timeout_ms,
+    INSERT INTO public.webhook_destinations
+        (org_id, name, url, event_types, event_filter, batch_size, timeout_ms,
         retry_max, retry_backoff_ms, signing_secret)
     VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10) RETURNING id";
 
@@ -85,7 +86,7 @@ pub struct NewEvent {
 }
 
 const INSERT_EVENTS: &str = "
-    INSERT INTO activity_logs (id, org_id, event_type, event_category, content, payload)
+    INSERT INTO public.activity_logs (id, org_id, event_type, event_category, content, payload)
     SELECT id, org_id, event_type, 'agent_activity', content, payload::jsonb
     FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
         AS new (id, org_id, event_type, content, payload)";
@@ -105,7 +106,7 @@ pub async fn insert_events(conn: &mut PgConnection, events: &[NewEvent]) -> Resu
     Ok(())
 }
 
-const NOT_DELIVERED: &str = "SELECT count(*) FROM webhook_deliveries WHERE status <> 'delivered'";
+const NOT_DELIVERED: &str = "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'";
 
 /// How many deliveries are anything but delivered.
 ///

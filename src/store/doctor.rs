@@ -59,8 +59,15 @@ fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
 /// # Errors
 /// Whatever the database says.
 pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    raw_sql("SET search_path = public; SET row_security = on").execute(&mut *conn).await?;
     let mut findings = Vec::new();
+    let shadows = migrate::shadows(conn).await?;
+    if !shadows.is_empty() {
+        // Nothing more is asked: it could be they who answer.
+        let found = |shadow: &String| fault(migrate::shadowed(shadow), "see above");
+        return Ok(shadows.iter().map(found).collect());
+    }
+    raw_sql("SET search_path = public; SET row_security = on").execute(&mut *conn).await?;
+    findings.extend(notifications(conn).await?);
     let pending = migrate::pending(conn).await;
     match pending {
         Ok(pending) if pending.is_empty() => {}
@@ -80,6 +87,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
         Err(error) => return Err(error),
     }
     findings.extend(rights(conn, &NEEDED, fault).await?);
+    findings.extend(functions(conn).await?);
     if !findings.is_empty() {
         return Ok(findings);
     }
@@ -88,10 +96,8 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(row_security_of_the_trigger(conn).await?);
     findings.extend(drift(conn).await?);
     findings.extend(columns(conn).await?);
-    findings.extend(
-        listed(conn, FILTERS, Weight::Fault, "correct or remove the filter: it matches nothing").await?,
-    );
-    findings.extend(listed(conn, IDLE, Weight::Warning, "correct posthaste_destination_settings").await?);
+    findings.extend(filters(conn).await?);
+    findings.extend(idle(conn).await?);
     findings.extend(time(conn).await?);
     Ok(findings)
 }
@@ -165,6 +171,51 @@ async fn rights(
             )
         })
         .collect())
+}
+
+const NOTIFICATIONS: &str = "SELECT (pg_notification_queue_usage() * 100)::float8";
+
+/// PostgreSQL fails the commit of whoever notifies when its queue is full; so from half of it on nothing is
+/// told.
+async fn notifications(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let percent: f64 = query(NOTIFICATIONS).fetch_one(conn).await?.get(0);
+    let what = format!(
+        "PostgreSQL's queue of notifications is full by {percent:.0} %: polling finds what is not told"
+    );
+    let remedy =
+        "end the session that listens and stays in a transaction: pg_stat_activity, idle in transaction";
+    Ok((percent >= 50.0).then(|| warning(what, remedy)).into_iter().collect())
+}
+
+/// The functions that `serve` calls: those by which filters are judged and evaluated, and payloads printed.
+const EXECUTED: &str = "SELECT format('public.%I(%s)', p.proname, oidvectortypes(p.proargtypes)),
+        quote_ident(current_user)
+    FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY ('{posthaste_is_predicate,
+        posthaste_regex_fault,posthaste_path_fault,posthaste_filter_cost,posthaste_filter_fault,
+        posthaste_types_fault,posthaste_usable,posthaste_subscriptions,posthaste_holds,posthaste_data,
+        posthaste_backfill,posthaste_printed,posthaste_print}')
+        AND NOT has_function_privilege(p.oid, 'EXECUTE')";
+
+/// The statements that grant this role EXECUTE on the functions that `serve` calls, as far as it lacks it.
+/// A role of an earlier version does: then everybody had it.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn missing_grants(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let grant = |row: PgRow| {
+        let (function, role): (&str, &str) = (row.get(0), row.get(1));
+        format!("GRANT EXECUTE ON FUNCTION {function} TO {role}")
+    };
+    query(EXECUTED).map(grant).fetch_all(conn).await
+}
+
+async fn functions(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let finding = |grant: String| {
+        let what = "a function that serve calls may not be executed by this role";
+        fault(what, format!("{grant} (examples/deploy/grants.sql has all)"))
+    };
+    Ok(missing_grants(conn).await?.into_iter().map(finding).collect())
 }
 
 // A role that some policy applies to sees everything only if one permissive policy lets all through for all
@@ -259,6 +310,7 @@ async fn drift(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
             Finding { weight, what, remedy: "run posthaste migrate".into() }
         })
         .collect();
+    findings.extend(drift.exposures.into_iter().map(|(what, remedy)| fault(what, remedy)));
     findings.extend(drift.switched_off.iter().map(|trigger| {
         fault(format!("trigger {trigger} is switched off"), "ALTER TABLE … ENABLE TRIGGER, then backfill")
     }));
@@ -280,9 +332,14 @@ async fn columns(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
         .collect())
 }
 
-const FILTERS: &str = "SELECT format('event_filter of destination \"%s\" (%s) is bad: %s', name, id, f.fault)
-    FROM public.webhook_destinations d, LATERAL public.posthaste_filter_fault(d.event_filter) AS f (fault)
-    WHERE d.event_filter <> '{}' AND f.fault IS NOT NULL ORDER BY d.id LIMIT 100";
+async fn filters(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let found = migrate::unusable(conn).await?;
+    let told = |one: migrate::Unusable| {
+        let what = format!("{} of destination {} is bad: {}", one.column, one.destination, one.fault);
+        fault(what, format!("correct the {}: it matches nothing", one.column))
+    };
+    Ok(found.into_iter().map(told).collect())
+}
 
 const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.name, d.id, f.fault)
     FROM public.webhook_destinations d
@@ -302,14 +359,9 @@ const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.n
     ) AS f (holds, fault)
     WHERE f.holds ORDER BY d.id LIMIT 100";
 
-async fn listed(
-    conn: &mut PgConnection,
-    sql: &'static str,
-    weight: Weight,
-    remedy: &str,
-) -> Result<Vec<Finding>, sqlx::Error> {
-    let finding = |row: PgRow| Finding { weight, what: row.get(0), remedy: remedy.into() };
-    query(sql).map(finding).fetch_all(conn).await
+async fn idle(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let finding = |row: PgRow| warning(row.get::<String, _>(0), "correct posthaste_destination_settings");
+    query(IDLE).map(finding).fetch_all(conn).await
 }
 
 // Whose sessions would write local time with now(): a setting of the server, of this database, of a role.

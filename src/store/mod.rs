@@ -184,6 +184,8 @@ pub fn options(url: &Secret) -> Result<ConnectOptions, StoreError> {
         // The lock timeout is below STATEMENT_TIMEOUT: PostgreSQL says what is wrong, and a connection that
         // had to wait can be used again.
         .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
+        // Nothing that somebody else has made is reached: our statements name the schema of our tables.
+        .options([("search_path", "pg_catalog")])
         // A session whose client has gone without a word must not keep its locks for the hours that the
         // server would wait. In a session by a Unix socket they mean nothing.
         .options([("tcp_keepalives_idle", "15"), ("tcp_keepalives_interval", "5")])

@@ -135,7 +135,9 @@ impl<'a> World<'a> {
         let mut connection = connect(self.db).await;
         let backend = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
         self.model.start(process);
-        let announced = presence::announce(&mut connection).await.unwrap();
+        // Others ask for the exclusive lock for a moment.
+        while !presence::try_take_part(&mut connection).await.unwrap() {}
+        let announced = presence::now(&mut connection).await.unwrap();
         let sql = ClaimSql::read(&mut connection).await.unwrap();
         self.processes[process] = Some(Process { connection, backend, sql, announced });
     }

@@ -17,6 +17,9 @@ use posthaste::store::database;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use sha2::{Digest, Sha256};
 
+/// Who owns the tables of the template.
+pub const OWNER: &str = "tables_owner";
+
 /// The shared server, as one test process sees it.
 pub struct Cluster {
     /// The URL of its maintenance database.
@@ -74,7 +77,13 @@ async fn make_template(cluster: &Cluster) {
     }
     database::drop(&cluster.admin, "unfinished_template").await.unwrap();
     database::create(&cluster.admin, "unfinished_template").await.unwrap();
-    super::db::migrate(&cluster.url("unfinished_template")).await;
+    // The tables belong to a role that is no superuser, as they should.
+    let own = format!(
+        "DO $$ BEGIN CREATE ROLE {OWNER} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+         ALTER DATABASE unfinished_template OWNER TO {OWNER}"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(own)).execute(&mut admin).await.unwrap();
+    super::db::migrate(&super::db::with_user(&cluster.url("unfinished_template"), OWNER)).await;
     let rename = format!("ALTER DATABASE unfinished_template RENAME TO {}", cluster.template);
     sqlx::query(sqlx::AssertSqlSafe(rename)).execute(&mut admin).await.unwrap();
     database::close(admin).await;

@@ -24,6 +24,15 @@ pub async fn migrate(url: &Secret) {
     posthaste::store::migrate::migrate(&options, Default::default()).await.unwrap();
 }
 
+/// `url` for another role.
+pub fn with_user(url: &Secret, role: &str) -> Secret {
+    let mut url = url::Url::parse(url.reveal()).unwrap();
+    let pairs: Vec<(String, String)> =
+        url.query_pairs().filter(|(name, _)| name != "user").map(|(k, v)| (k.into(), v.into())).collect();
+    url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("user", role);
+    Secret::new(url)
+}
+
 impl Db {
     /// A migrated database without rows.
     pub async fn new() -> Db {
@@ -99,15 +108,15 @@ impl Db {
         self.execute(&format!("CREATE ROLE {role} LOGIN")).await;
         let grants = grants.replace(":\"role\"", &role);
         sqlx::raw_sql(AssertSqlSafe(grants)).execute(&self.pool).await.unwrap();
-        let mut url = url::Url::parse(self.url.reveal()).unwrap();
-        let pairs: Vec<(String, String)> =
-            url.query_pairs().filter(|(name, _)| name != "user").map(|(k, v)| (k.into(), v.into())).collect();
-        url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("user", &role);
-        (role, Secret::new(url))
+        let url = with_user(&self.url, &role);
+        (role, url)
     }
 
     /// Removes a role and its rights: roles belong to the server, not to the database.
     pub async fn drop_role(&self, role: &str) {
+        let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'");
+        super::eventually("the sessions of the role have ended", async || self.number(&sessions).await == 0)
+            .await;
         self.execute(&format!("DROP OWNED BY {role}")).await;
         self.execute(&format!("DROP ROLE {role}")).await;
     }

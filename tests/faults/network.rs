@@ -67,7 +67,7 @@ async fn who_dies_while_it_looks_for_others_is_in_nobody_s_way() {
     let done = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
         AND state = 'idle' AND application_name = 'posthaste' AND query LIKE '%pg_try_advisory_lock%'";
     eventually("the server has done it", async || db.number(done).await == 1).await;
-    presence::announce(&mut lives).await.unwrap();
+    assert!(presence::try_take_part(&mut lives).await.unwrap());
     drop(dies);
 }
 

@@ -97,7 +97,7 @@ async fn neither_role_may_do_what_it_has_no_use_for() {
         ),
     ] {
         let (role, url) = db.role(grants).await;
-        let options = posthaste::store::options(&url).unwrap();
+        let options = posthaste::store::options(&url).unwrap().options([("search_path", "public")]);
         let mut session = posthaste::store::connect(&options).await.unwrap();
         for sql in forbidden {
             let done = sqlx::query(AssertSqlSafe(*sql)).execute(&mut session).await;

@@ -189,7 +189,7 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
     settled(&setup, org, "failed", 3, 5).await;
     settled(&setup, org, "delivered", 0, 4 * MANY).await;
     setup.pool.close().await;
-    let options = store::options(&db.url).unwrap();
+    let options = store::options(&db.url).unwrap().options([("search_path", "public")]);
     let mut observer = store::connect(&options).await.unwrap();
     let mut number = async |sql: &str| -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut observer).await.unwrap()

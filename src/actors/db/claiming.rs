@@ -20,6 +20,9 @@ const ENOUGH_RESULTS_WAITING: usize = 8 * MAX_RECORD_ROWS;
 /// After the second connection failed, everything is claimed on the first one for so long.
 const SECOND_LANE_REST: Duration = Duration::from_secs(5);
 
+/// Until a process that others cannot see tries to show itself again: well before they take it for gone.
+const SHOW_AGAIN: Duration = Duration::from_secs(1);
+
 /// From the supervisor: the database has not answered somebody else, or does so again. Connections at rest
 /// may have died: the first work that comes should not have to find that out, and other processes must go on
 /// seeing that this one lives.
@@ -35,6 +38,13 @@ impl Handler<Refresh> for DbActor {
         if let Some(lane) = &mut self.record_lane {
             lane.reconnect();
         }
+        self.refresh_claims(ctx);
+    }
+}
+
+impl DbActor {
+    /// Makes sure that the connections that claim live, and show others that this process does.
+    fn refresh_claims(&mut self, ctx: &mut Context<Self>) {
         for line in [Line::New, Line::Backlog] {
             let Some(mut lane) = self.claim_lanes[line as usize].take() else { continue };
             self.claiming += 1;
@@ -50,9 +60,17 @@ impl Handler<Refresh> for DbActor {
             }));
         }
     }
-}
 
-impl DbActor {
+    /// Others must not take this process for gone for longer than a moment.
+    fn show_soon(&mut self, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.shows_soon, true) {
+            ctx.run_later(SHOW_AGAIN, |this, ctx| {
+                this.shows_soon = false;
+                this.refresh_claims(ctx);
+            });
+        }
+    }
+
     /// Starts a claim statement in each line where none is under way and somebody waits.
     pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
         // What cannot be recorded would be sent again and again.
@@ -118,6 +136,9 @@ impl DbActor {
 
     /// Keeps a connection for the next statement.
     fn put_back(&mut self, line: Line, lane: ClaimLane, ctx: &mut Context<Self>) {
+        if lane.is_unseen() {
+            self.show_soon(ctx);
+        }
         match line {
             Line::New if lane.has_failed() => {
                 // The first one serves all for a while, and tells what is wrong if it fails as well.

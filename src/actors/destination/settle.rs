@@ -54,7 +54,8 @@ impl DestinationActor {
         }
         if leased.too_large || bytes > most {
             return Some(format!(
-                "the event is larger than {most} bytes of JSON (POSTHASTE_MAX_EVENT_BYTES sets the limit)"
+                "the event is larger than {most} bytes of JSON (POSTHASTE_MAX_EVENT_BYTES sets the limit), \
+                 or nested too deeply"
             ));
         }
         let age = self.clock.now().since(delivery.created_at);

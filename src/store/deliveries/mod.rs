@@ -12,6 +12,7 @@
 //! that finds itself alone at its start passes that moment as `floor`: leases taken before it are void.
 
 mod claim;
+mod claim_sql;
 pub mod list;
 mod record;
 mod requeue;

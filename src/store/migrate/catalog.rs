@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Row, query};
+use sqlx::{Row, query, raw_sql};
 
 /// A table, view or whatever else has a name in `public`.
 #[derive(Debug)]
@@ -61,6 +61,29 @@ pub struct Index {
     pub arbiter: bool,
 }
 
+/// A function whose name begins with `posthaste_`.
+#[derive(Debug)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The types of its arguments.
+    pub arguments: String,
+    /// Whether it runs with the rights of its owner.
+    pub is_definer: bool,
+    /// Its settings.
+    pub settings: Vec<String>,
+    /// What it does.
+    pub body: String,
+    /// Whether everybody may execute it, and so make a trigger of it.
+    pub is_public: bool,
+    /// Its owner, where that is a superuser.
+    pub superuser: Option<String>,
+    /// Its owner, where that is neither the tables' owner nor this role.
+    pub stranger: Option<String>,
+    /// Roles that may make a trigger of it, besides its owner.
+    pub attachers: Vec<String>,
+}
+
 /// A trigger.
 #[derive(Debug)]
 pub struct Trigger {
@@ -77,14 +100,16 @@ pub struct Catalog {
     pub server_version: i32,
     /// Whether we may create things in `public`.
     pub may_create: bool,
+    /// Whether everybody may.
+    pub public_may_create: bool,
     /// Tables by name.
     pub tables: BTreeMap<String, Table>,
     /// All constraints.
     pub constraints: Vec<Constraint>,
     /// All indexes.
     pub indexes: Vec<Index>,
-    /// Bodies of our functions by name.
-    pub functions: BTreeMap<String, String>,
+    /// Functions.
+    pub functions: Vec<Function>,
     /// Triggers by table and name.
     pub triggers: BTreeMap<(String, String), Trigger>,
     /// Tables that have our policy.
@@ -98,7 +123,8 @@ pub struct Catalog {
 }
 
 const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
-    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'), false)";
+    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'), false),
+    coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false)";
 
 const TABLES: &str =
     "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
@@ -126,8 +152,26 @@ const INDEXES: &str = "SELECT c.relname::text, i.relname::text,
     FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
     WHERE c.relnamespace = 'public'::regnamespace";
 
-const FUNCTIONS: &str = "SELECT proname::text, prosrc FROM pg_proc
-    WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'posthaste\\_%'";
+const FUNCTIONS: &str = "SELECT p.proname::text, oidvectortypes(p.proargtypes), p.prosecdef,
+        coalesce(p.proconfig, '{}'), p.prosrc,
+        EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+                WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE'),
+        CASE WHEN o.rolsuper THEN o.rolname::text END,
+        CASE WHEN NOT o.rolsuper AND o.rolname <> current_user AND o.oid IS DISTINCT FROM (
+                SELECT c.relowner FROM pg_class c
+                WHERE c.oid = to_regclass('public.webhook_destinations'::text)) THEN o.rolname::text END,
+        ARRAY(SELECT quote_ident(g.rolname::text)
+              FROM aclexplode(p.proacl) a JOIN pg_roles g ON g.oid = a.grantee
+              WHERE p.prorettype = 'trigger'::regtype AND g.oid <> p.proowner)
+    FROM pg_proc p JOIN pg_roles o ON o.oid = p.proowner
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'posthaste\\_%'";
+
+// Also those of temporary tables, which other sessions have.
+const FOREIGN_TRIGGERS: &str = "SELECT t.tgname::text, t.tgrelid::regclass::text, p.proname::text
+    FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'posthaste\\_%'
+        AND t.tgrelid NOT IN (SELECT c.oid FROM pg_class c
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ($1))";
 
 const TRIGGERS: &str =
     "SELECT c.relname::text, t.tgname::text, pg_get_triggerdef(t.oid), t.tgenabled IN ('O', 'A')
@@ -166,9 +210,10 @@ impl Catalog {
         let mut catalog = Catalog {
             server_version: server.get(0),
             may_create: server.get(1),
+            public_may_create: server.get(2),
             constraints: query(CONSTRAINTS).map(constraint).fetch_all(&mut *conn).await?,
             indexes: query(INDEXES).map(index).fetch_all(&mut *conn).await?,
-            functions: pairs(query(FUNCTIONS).fetch_all(&mut *conn).await?),
+            functions: query(FUNCTIONS).map(function).fetch_all(&mut *conn).await?,
             triggers: query(TRIGGERS).map(trigger).fetch_all(&mut *conn).await?.into_iter().collect(),
             policies: query(POLICIES)
                 .map(|row: PgRow| row.get(0))
@@ -194,6 +239,11 @@ impl Catalog {
             catalog.has_deliveries = query(DELIVERIES).fetch_one(&mut *conn).await?.get(0);
         }
         Ok(catalog)
+    }
+
+    /// The function of this name with arguments of these types.
+    pub fn function(&self, name: &str, arguments: &str) -> Option<&Function> {
+        self.functions.iter().find(|f| f.name == name && f.arguments == arguments)
     }
 
     /// Whether a table of this name is there.
@@ -237,6 +287,51 @@ fn trigger(row: PgRow) -> ((String, String), Trigger) {
     ((row.get(0), row.get(1)), Trigger { definition: row.get(2), enabled: row.get(3) })
 }
 
-fn pairs(rows: Vec<PgRow>) -> BTreeMap<String, String> {
-    rows.into_iter().map(|row| (row.get(0), row.get(1))).collect()
+fn function(row: PgRow) -> Function {
+    Function {
+        name: row.get(0),
+        arguments: row.get(1),
+        is_definer: row.get(2),
+        settings: row.get(3),
+        body: row.get(4),
+        is_public: row.get(5),
+        superuser: row.get(6),
+        stranger: row.get(7),
+        attachers: row.get(8),
+    }
+}
+
+// What is named like something of PostgreSQL's own, and may be taken for it. Extensions are the superuser's.
+const SHADOWS: &str = "
+    SELECT format('function %s of %I'::text, p.oid::regprocedure::text, o.rolname)
+    FROM pg_proc p JOIN pg_roles o ON o.oid = p.proowner
+    WHERE p.pronamespace = to_regnamespace('public'::text)::oid AND NOT o.rolsuper
+        AND o.rolname <> current_user AND o.oid IS DISTINCT FROM (SELECT c.relowner FROM pg_class c
+            WHERE c.oid = to_regclass('public.webhook_destinations'::text)::oid)
+        AND EXISTS (SELECT FROM pg_proc b WHERE b.proname = p.proname
+            AND b.pronamespace = 'pg_catalog'::regnamespace::oid)
+        AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.objid = p.oid AND e.deptype = 'e'::\"char\")
+    UNION ALL
+    SELECT format('operator %s of %I'::text, p.oid::regoperator::text, o.rolname)
+    FROM pg_operator p JOIN pg_roles o ON o.oid = p.oprowner
+    WHERE p.oprnamespace = to_regnamespace('public'::text)::oid AND NOT o.rolsuper
+        AND o.rolname <> current_user
+        AND EXISTS (SELECT FROM pg_operator b WHERE b.oprname = p.oprname
+            AND b.oprnamespace = 'pg_catalog'::regnamespace::oid)
+        AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.objid = p.oid AND e.deptype = 'e'::\"char\")
+    ORDER BY 1 LIMIT 20";
+
+/// Functions and operators of others in `public` that would be called instead of PostgreSQL's own. To be
+/// asked before anything else is, and while the session's search_path does not have `public`.
+pub async fn shadows(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    raw_sql("SET search_path = pg_catalog").execute(&mut *conn).await?;
+    sqlx::query_scalar(SHADOWS).fetch_all(conn).await
+}
+
+/// Triggers that call a function of ours for a table that is none of `ours`: name, table, function.
+pub async fn foreign_triggers(
+    conn: &mut PgConnection,
+    ours: &[&str],
+) -> Result<Vec<(String, String, String)>, sqlx::Error> {
+    sqlx::query_as(FOREIGN_TRIGGERS).bind(ours).fetch_all(conn).await
 }

@@ -30,6 +30,15 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
         faults
             .push("this role may not create anything in schema public: GRANT CREATE ON SCHEMA public".into());
     }
+    for function in &catalog.functions {
+        if let Some(stranger) = &function.stranger {
+            let (name, arguments) = (&function.name, &function.arguments);
+            faults.push(format!(
+                "function public.{name}({arguments}) belongs to {stranger}, who could change it at any time: \
+                 drop it"
+            ));
+        }
+    }
     for statement in statements {
         match &statement.makes {
             Makes::Table { name, columns } => {

@@ -13,16 +13,20 @@
 
 mod catalog;
 mod faults;
+mod filters;
 mod plan;
 mod script;
 
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Row, query, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, Row, query, query_scalar, raw_sql};
 
+use super::presence::LOCK_KEY;
 use super::{ConnectOptions, StoreError, connect, fitting};
 use catalog::Catalog;
+pub use catalog::shadows;
+pub use filters::{Unusable, unusable};
 pub use plan::fan_out_policy;
 use plan::{Mode, Plan, Step};
 pub use script::MIGRATIONS;
@@ -30,8 +34,6 @@ pub use script::MIGRATIONS;
 /// Tables that exist only so that foreign keys have something to refer to; an application's own are left
 /// alone.
 const STAND_INS: [&str; 2] = ["organizations", "employees"];
-/// One migrator at a time holds this advisory lock.
-const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
 /// How often a migrator asks whether the other one has finished. Asking, because a session that waits inside
 /// of a statement would itself be waited for by the other's CREATE INDEX CONCURRENTLY.
 const LOCK_POLL: Duration = Duration::from_millis(200);
@@ -51,6 +53,8 @@ pub struct Options {
     pub fan_out: Option<bool>,
     /// Whether triggers send notifications; `None`: as before, or yes.
     pub notify: Option<bool>,
+    /// Whether destinations may stop to match anything, as their filters are beyond what one may be.
+    pub accept_unusable_filters: bool,
 }
 
 /// What a run did, or would do.
@@ -75,6 +79,13 @@ pub enum MigrateError {
          inserts with ON CONFLICT DO NOTHING, use --with-fan-out. The choice is remembered"
     )]
     FanOutUndecided,
+    /// Filters that have worked would match nothing. Nothing has been done.
+    #[error(
+        "nothing was changed, because these destinations would get no events any more:\n  - {}\nCorrect \
+         them, or use --accept-unusable-filters: they match nothing then until they are corrected",
+        .0.join("\n  - ")
+    )]
+    UnusableFilters(Vec<String>),
     /// Another migrator did not finish.
     #[error("another migration has been running for an hour; try again when it is done")]
     Busy,
@@ -118,6 +129,10 @@ impl Choices {
 pub async fn migrate(options: &ConnectOptions, told: Options) -> Result<Report, MigrateError> {
     // Locks and settings of a session that is not one would stay with whoever gets it next.
     let mut conn = connect(&fitting(options).await?).await?;
+    let shadows = shadows(&mut conn).await?;
+    if !shadows.is_empty() {
+        return Err(MigrateError::Faults(shadows.iter().map(|shadow| shadowed(shadow)).collect()));
+    }
     prepare(&mut conn).await?;
     if !told.dry_run {
         lock(&mut conn).await?;
@@ -176,6 +191,8 @@ pub struct Drift {
     pub statements: Vec<String>,
     /// Triggers that somebody has switched off.
     pub switched_off: Vec<String>,
+    /// Ways into the rights of the functions' owner, and each with its remedy.
+    pub exposures: Vec<(String, String)>,
 }
 
 /// Compares without being the owner and without changing anything. The search_path must be `public`.
@@ -184,18 +201,87 @@ pub struct Drift {
 /// Whatever the database says.
 pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
     let catalog = Catalog::read(conn).await?;
-    let mut statements = script::statements();
-    keep_last_definitions(&mut statements);
+    let mut sources = script::statements();
+    keep_last_definitions(&mut sources);
     let choices = Choices::new(&catalog, Options::default());
-    let plan = plan::make(conn, &catalog, &statements, choices).await?;
+    let plan = plan::make(conn, &catalog, &sources, choices).await?;
     let of_the_trigger = |statement: &String| statement.starts_with("CREATE POLICY");
     let statements = plan.steps.into_iter().flat_map(|step| step.statements);
     // Row-level security is another matter here: the policies that the plan has are those for the session's
     // role.
     Ok(Drift {
-        statements: statements.filter(|s| !of_the_trigger(s)).collect(),
+        statements: statements.filter(|s| !of_the_trigger(s) && !s.starts_with("REVOKE")).collect(),
         switched_off: plan.switched_off,
+        exposures: exposures(conn, &catalog, &sources).await?,
     })
+}
+
+/// See [`Drift::exposures`].
+async fn exposures(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    sources: &[script::Statement],
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let mut exposures = Vec::new();
+    if catalog.public_may_create {
+        exposures.push((
+            "everybody may create things in schema public, and so put their own in the way of ours".into(),
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC".into(),
+        ));
+    }
+    for function in &catalog.functions {
+        let name = format!("public.{}({})", function.name, function.arguments);
+        let is_ours = |makes: &script::Makes| match makes {
+            script::Makes::Function(ours) => {
+                ours.name == function.name && ours.arguments == function.arguments
+            }
+            _ => false,
+        };
+        if !sources.iter().any(|statement| is_ours(&statement.makes)) {
+            exposures.push((format!("function {name} is none of ours"), format!("DROP FUNCTION {name}")));
+            continue;
+        }
+        if let Some(stranger) = &function.stranger {
+            let remedy = format!("DROP FUNCTION {name}, then run posthaste migrate");
+            exposures
+                .push((format!("function {name} belongs to {stranger}, not to the tables' owner"), remedy));
+        }
+        for role in &function.attachers {
+            let remedy = format!("REVOKE ALL ON FUNCTION {name} FROM {role}");
+            exposures.push((format!("{role} may make a trigger of function {name}"), remedy));
+        }
+        if function.is_public {
+            let remedy = format!("REVOKE ALL ON FUNCTION {name} FROM PUBLIC, or run posthaste migrate");
+            exposures.push((format!("everybody may execute function {name}"), remedy));
+        }
+        if let Some(superuser) = &function.superuser {
+            exposures.push((
+                format!("function {name} belongs to {superuser}, a superuser"),
+                format!(
+                    "ALTER FUNCTION {name} OWNER TO the owner of the tables, a role that is no superuser"
+                ),
+            ));
+        }
+    }
+    let tables = sources.iter().filter_map(|statement| match statement.makes {
+        script::Makes::Trigger { table, .. } => Some(table),
+        _ => None,
+    });
+    for (trigger, table, function) in catalog::foreign_triggers(conn, &tables.collect::<Vec<_>>()).await? {
+        exposures.push((
+            format!("trigger {trigger} of {table} calls {function}, which is for other tables"),
+            format!("find out who made it; DROP TRIGGER {trigger} ON {table}"),
+        ));
+    }
+    Ok(exposures)
+}
+
+/// What is wrong with one of [`shadows`].
+pub fn shadowed(shadow: &str) -> String {
+    format!(
+        "{shadow} in schema public has the name of one of PostgreSQL's own, and could be called instead: \
+         drop it, and REVOKE CREATE ON SCHEMA public FROM whoever made it"
+    )
 }
 
 /// Settings on which the comparison, the locking and the sight of rows depend.
@@ -233,10 +319,38 @@ async fn planned(conn: &mut PgConnection, told: Options) -> Result<Plan, Migrate
     }
     let mut plan = plan::make(conn, &catalog, &statements, choices).await?;
     faults.append(&mut plan.faults);
-    match faults.is_empty() {
-        false => Err(MigrateError::Faults(faults)),
-        true if undecided && catalog.has_deliveries => Err(MigrateError::FanOutUndecided),
-        true => Ok(plan),
+    if !faults.is_empty() {
+        return Err(MigrateError::Faults(faults));
+    }
+    if undecided && catalog.has_deliveries {
+        return Err(MigrateError::FanOutUndecided);
+    }
+    let unusable = filters::newly_unusable(conn, &catalog, &statements).await?;
+    if !unusable.is_empty() {
+        let named = |one: &Unusable| format!("{} of {}: {}", one.column, one.destination, one.fault);
+        let named: Vec<String> = unusable.iter().map(named).collect();
+        if !told.accept_unusable_filters {
+            return Err(MigrateError::UnusableFilters(named));
+        }
+        plan.notices.extend(named.into_iter().map(|text| format!("matches nothing from now on: {text}")));
+    }
+    if let Some(superuser) = superuser(conn, &catalog).await? {
+        plan.notices.push(format!(
+            "the functions belong to {superuser}, a superuser: whoever finds a way into one of them could do \
+             everything on this server. Better give the tables to a role that is none, and migrate as it"
+        ));
+    }
+    Ok(plan)
+}
+
+/// The superuser that functions belong to, or will.
+async fn superuser(conn: &mut PgConnection, catalog: &Catalog) -> Result<Option<String>, sqlx::Error> {
+    let me = "SELECT rolname::text FROM pg_roles WHERE rolname = current_user AND rolsuper";
+    let mut owners = catalog.functions.iter().filter_map(|function| function.superuser.clone());
+    match owners.next() {
+        Some(owner) => Ok(Some(owner)),
+        None if catalog.functions.is_empty() => query_scalar(me).fetch_optional(conn).await,
+        None => Ok(None),
     }
 }
 
@@ -245,7 +359,7 @@ fn keep_last_definitions(statements: &mut Vec<script::Statement>) {
     let mut seen = std::collections::HashSet::new();
     statements.reverse();
     statements.retain(|statement| match &statement.makes {
-        script::Makes::Function { name, .. } => seen.insert(("", *name)),
+        script::Makes::Function(function) => seen.insert(("", function.name)),
         script::Makes::Trigger { table, name } => seen.insert((*table, *name)),
         _ => true,
     });

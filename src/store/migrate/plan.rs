@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::catalog::{Catalog, Constraint};
 use super::faults::has_unique;
-use super::script::{MIGRATIONS, Makes, Statement, columns_of};
+use super::script::{Function, MIGRATIONS, Makes, Statement, columns_of};
 use super::{Choices, STAND_INS};
 
 /// How a step must be run.
@@ -46,7 +46,11 @@ pub struct Plan {
 
 impl Plan {
     fn lock(&mut self, statement: impl Into<String>) {
-        self.steps.push(Step { mode: Mode::Locking, statements: vec![statement.into()] });
+        self.lock_all([statement.into()]);
+    }
+
+    fn lock_all(&mut self, statements: impl Into<Vec<String>>) {
+        self.steps.push(Step { mode: Mode::Locking, statements: statements.into() });
     }
 
     fn concurrently(&mut self, statement: impl Into<String>) {
@@ -64,6 +68,9 @@ pub async fn make(
     let mut plan = Plan::default();
     // Before the trigger: no event may meet it without them.
     policies(conn, catalog, &mut plan, choices).await?;
+    // All functions are made in one step, as some call others: whoever writes events meanwhile must never
+    // meet a half of them.
+    let mut functions: Option<usize> = None;
     // The tables that this plan makes: their constraints and indexes go into the step of the table.
     let mut fresh: Vec<(&str, usize)> = Vec::new();
     for statement in statements {
@@ -92,10 +99,23 @@ pub async fn make(
                 }
             }
             Makes::Index { table, name, definition } => index(catalog, &mut plan, [table, name, definition]),
-            Makes::Function { name, body } => {
-                let (from, to) = event_payload(catalog);
-                if catalog.functions.get(*name).is_none_or(|found| *found != body.replace(from, to)) {
-                    plan.lock(statement.sql.replace(from, to));
+            Makes::Function(wanted) => {
+                let statements = function(catalog, wanted, statement.sql);
+                if !statements.is_empty() {
+                    let step = *functions.get_or_insert(plan.steps.len());
+                    if step == plan.steps.len() {
+                        plan.lock_all(Vec::new());
+                    }
+                    plan.steps[step].statements.extend(statements);
+                }
+            }
+            Makes::NoFunction { name, arguments } => {
+                if catalog.function(name, arguments).is_some() {
+                    // Whoever writes events still calls it, unless the trigger fires after this moment.
+                    plan.lock_all([
+                        "LOCK TABLE public.activity_logs IN SHARE ROW EXCLUSIVE MODE".to_owned(),
+                        statement.sql.to_owned(),
+                    ]);
                 }
             }
             Makes::Trigger { table, name } => {
@@ -105,6 +125,27 @@ pub async fn make(
     }
     bookkeeping(catalog, &mut plan, choices);
     Ok(plan)
+}
+
+/// Makes a function as it should be, and for nobody by default: whoever may execute one could make a
+/// trigger of it on a table of their own.
+fn function(catalog: &Catalog, wanted: &Function, sql: &str) -> Vec<String> {
+    let (from, to) = event_payload(catalog);
+    let found = catalog.function(wanted.name, &wanted.arguments);
+    let is_as_wanted = found.is_some_and(|found| {
+        found.body == wanted.body.replace(from, to)
+            && found.is_definer == wanted.is_definer
+            && found.settings == wanted.settings
+    });
+    let mut statements = Vec::new();
+    if !is_as_wanted {
+        statements.push(sql.replace(from, to));
+    }
+    if found.is_none_or(|found| found.is_public) {
+        let (name, arguments) = (wanted.name, &wanted.arguments);
+        statements.push(format!("REVOKE ALL ON FUNCTION public.{name}({arguments}) FROM PUBLIC"));
+    }
+    statements
 }
 
 /// The functions read events by name, the payload excepted, for speed: where the table has none, it is null.

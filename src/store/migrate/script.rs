@@ -13,9 +13,12 @@ pub struct Migration {
     sql: &'static str,
 }
 
+/// The migration from which on the form of a filter bounds what it costs.
+pub const LEAST_RIGHTS: i32 = 8;
+
 /// All of them, in order. A later file may define a function of an earlier one anew: the last definition
 /// counts.
-pub const MIGRATIONS: [Migration; 6] = [
+pub const MIGRATIONS: [Migration; 7] = [
     Migration {
         version: 1,
         name: "given_tables",
@@ -30,6 +33,11 @@ pub const MIGRATIONS: [Migration; 6] = [
     Migration { version: 5, name: "jobs", sql: include_str!("../../../migrations/0005_jobs.sql") },
     Migration { version: 6, name: "retention", sql: include_str!("../../../migrations/0006_retention.sql") },
     Migration { version: 7, name: "api_keys", sql: include_str!("../../../migrations/0007_api_keys.sql") },
+    Migration {
+        version: LEAST_RIGHTS,
+        name: "least_rights",
+        sql: include_str!("../../../migrations/0008_least_rights.sql"),
+    },
 ];
 
 /// What a statement makes. Names are without their schema, which is always `public`.
@@ -41,10 +49,27 @@ pub enum Makes {
     Constraint { table: &'static str, name: &'static str, definition: &'static str },
     /// An index of a table; `definition` is what follows `ON`, as `pg_get_indexdef` prints it.
     Index { table: &'static str, name: &'static str, definition: &'static str },
-    /// A function, with what stands between its `$$`.
-    Function { name: &'static str, body: &'static str },
+    /// A function.
+    Function(Function),
+    /// The end of one: its name and the types of its arguments, as PostgreSQL prints them.
+    NoFunction { name: &'static str, arguments: &'static str },
     /// A trigger of a table.
     Trigger { table: &'static str, name: &'static str },
+}
+
+/// A function as its statement says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Its name.
+    pub name: &'static str,
+    /// The types of its arguments, as PostgreSQL prints them: `text, jsonb`.
+    pub arguments: String,
+    /// Whether it runs with the rights of its owner.
+    pub is_definer: bool,
+    /// Its settings, as the catalog has them: `search_path=pg_catalog, pg_temp`.
+    pub settings: Vec<String>,
+    /// What stands between its `$$`.
+    pub body: &'static str,
 }
 
 /// A statement and what it makes.
@@ -96,7 +121,7 @@ fn split(file: &'static str) -> Vec<&'static str> {
 
 fn understand(sql: &'static str) -> Statement {
     let makes = table(sql).or_else(|| constraint(sql)).or_else(|| index(sql));
-    let makes = makes.or_else(|| function(sql)).or_else(|| trigger(sql));
+    let makes = makes.or_else(|| function(sql)).or_else(|| no_function(sql)).or_else(|| trigger(sql));
     Statement { makes: makes.expect("the migrations keep to their form, and a test reads all of them"), sql }
 }
 
@@ -128,8 +153,32 @@ fn index(sql: &'static str) -> Option<Makes> {
 }
 
 fn function(sql: &'static str) -> Option<Makes> {
-    let (name, _) = sql.strip_prefix("CREATE OR REPLACE FUNCTION public.")?.split_once('(')?;
-    Some(Makes::Function { name, body: sql.split("$$").nth(1)? })
+    let (name, rest) = sql.strip_prefix("CREATE OR REPLACE FUNCTION public.")?.split_once('(')?;
+    let mut parts = rest.split("$$");
+    let (head, body) = (parts.next()?, parts.next()?);
+    let (arguments, attributes) = head.split_once(')')?;
+    let settings = attributes.lines().filter_map(|line| line.strip_prefix("SET "));
+    Some(Makes::Function(Function {
+        name,
+        arguments: arguments.split(", ").filter_map(argument_type).collect::<Vec<_>>().join(", "),
+        is_definer: attributes.contains("SECURITY DEFINER"),
+        settings: settings.map(|line| line.replace(" = ", "=").replace(['"', '\''], "")).collect(),
+        body,
+    }))
+}
+
+/// The type of an argument, `path text`, as PostgreSQL prints it; `None`: what comes out is none.
+fn argument_type(argument: &'static str) -> Option<&'static str> {
+    match argument.split_once(' ')? {
+        ("OUT", _) => None,
+        (_, "timestamp") => Some("timestamp without time zone"),
+        (_, type_name) => Some(type_name),
+    }
+}
+
+fn no_function(sql: &'static str) -> Option<Makes> {
+    let (name, rest) = sql.strip_prefix("DROP FUNCTION public.")?.split_once('(')?;
+    Some(Makes::NoFunction { name, arguments: rest.strip_suffix(')')? })
 }
 
 fn trigger(sql: &'static str) -> Option<Makes> {
@@ -160,7 +209,32 @@ mod tests {
         let written = |words: &str| sources.lines().filter(|line| line.starts_with(words)).count();
         assert_eq!(count(|m| matches!(m, Makes::Constraint { .. })), written("ALTER TABLE"));
         assert_eq!(count(|m| matches!(m, Makes::Index { .. })), written("CREATE INDEX"));
-        assert_eq!(count(|m| matches!(m, Makes::Function { .. })), written("CREATE OR REPLACE FUNCTION"));
+        assert_eq!(count(|m| matches!(m, Makes::Function(_))), written("CREATE OR REPLACE FUNCTION"));
+    }
+
+    /// A session may set standard_conforming_strings, by which all others are read.
+    #[test]
+    fn text_with_a_backslash_is_written_as_an_escape_string() {
+        for migration in &MIGRATIONS {
+            let code = migration.sql.lines().filter(|line| !line.trim_start().starts_with("--"));
+            for line in code.filter(|line| line.contains('\\') && !line.starts_with("ALTER TABLE")) {
+                for (n, text) in line.split('\'').enumerate().filter(|(n, _)| n % 2 == 1) {
+                    let before = line.split('\'').nth(n - 1).unwrap_or_default();
+                    assert!(before.ends_with('E') || !text.contains('\\'), "{}: {line}", migration.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_function_is_its_name_its_arguments_its_settings_and_its_body() {
+        let sql = "CREATE OR REPLACE FUNCTION public.f(a timestamp, b uuid[], OUT c text)\nLANGUAGE sql \
+            STABLE SECURITY DEFINER\nSET search_path = pg_catalog, pg_temp\nSET \"TimeZone\" = 'UTC'\nAS \
+            $$ SELECT 1 $$";
+        let Some(Makes::Function(function)) = function(sql) else { panic!("no function") };
+        assert_eq!(function.arguments, "timestamp without time zone, uuid[]");
+        assert_eq!(function.settings, ["search_path=pg_catalog, pg_temp", "TimeZone=UTC"]);
+        assert_eq!((function.name, function.is_definer, function.body), ("f", true, " SELECT 1 "));
     }
 
     #[test]

@@ -1,0 +1,97 @@
+-- Sizes of events as they are printed; and the end of a function that read rows of any type.
+
+-- The text of a JSON value, or NULL where it has more than `most` bytes, or is nested too deeply to find out.
+-- What is stored says little about that: a number of 12 bytes may have 147,455 digits. So the numbers are
+-- measured first, a few at a time, wherever there could be many of them; all else prints no more than six bytes
+-- for each that is stored.
+CREATE OR REPLACE FUNCTION public.posthaste_printed(payload jsonb, most integer) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    plain jsonb;
+    numbers jsonb;
+    printed text;
+    bytes bigint := 0;
+BEGIN
+    IF pg_column_compression(payload) IS NULL AND pg_column_size(payload) <= 1024 THEN
+        printed := payload::text;
+        RETURN CASE WHEN octet_length(printed) <= most THEN printed END;
+    END IF;
+    -- Only here, as a block that catches errors is a transaction of its own.
+    BEGIN
+        -- What is printed has at least a quarter of the bytes that are stored.
+        IF pg_column_size(payload) / 4 - 1024 > most THEN
+            RETURN NULL;
+        END IF;
+        plain := jsonb_build_array(payload);
+        IF pg_column_size(plain) / 4 - 1024 > most THEN
+            RETURN NULL;
+        END IF;
+        numbers := jsonb_path_query_array(plain, 'strict $.** ? (@.type() == "number")');
+        FOR i IN 0 .. jsonb_array_length(numbers) - 1 BY 64 LOOP
+            bytes := bytes + octet_length(jsonb_path_query_array(numbers, '$[$first to $last]',
+                jsonb_build_object('first', i, 'last', i + 63))::text);
+            IF bytes > most::bigint + 1024 THEN
+                RETURN NULL;
+            END IF;
+        END LOOP;
+        printed := payload::text;
+    EXCEPTION
+        WHEN data_exception OR program_limit_exceeded OR out_of_memory THEN
+        RETURN NULL;
+    END;
+    RETURN CASE WHEN octet_length(printed) <= most THEN printed END;
+END
+$$;
+
+-- What a claim reads of its events: the text of each payload, in order. Empty: it has more than `most` bytes.
+-- NULL: there was no room any more, neither in `room` nor in what the one who asks may have (`limits`, in
+-- rows that follow each other). A payload that is not given is read here, so that none is held that nobody
+-- will print.
+CREATE OR REPLACE FUNCTION public.posthaste_print(payloads jsonb[], events uuid[], turns bigint[], limits bigint[], most integer, room bigint)
+RETURNS text[]
+LANGUAGE plpgsql STABLE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    texts text[] := '{}';
+    printed text;
+    held bigint := 0;
+    turn bigint := 0;
+    held_before_turn bigint := 0;
+BEGIN
+    FOR i IN 1 .. cardinality(events) LOOP
+        IF turns[i] <> turn THEN
+            turn := turns[i];
+            held_before_turn := held;
+        END IF;
+        IF held >= room OR held - held_before_turn >= limits[i] THEN
+            texts := array_append(texts, NULL);
+            CONTINUE;
+        END IF;
+        printed := payloads[i]::text;
+        IF printed IS NULL OR octet_length(printed) > most THEN
+            IF printed IS NULL THEN
+                SELECT public.posthaste_printed(l.payload, most) INTO printed
+                FROM public.activity_logs l WHERE l.id = events[i];
+            ELSE
+                printed := NULL;
+            END IF;
+            IF printed IS NULL THEN
+                -- Finding out that it is too large may have taken as much.
+                held := held + most;
+                printed := '';
+            END IF;
+        END IF;
+        held := held + octet_length(printed);
+        texts := array_append(texts, printed);
+    END LOOP;
+    RETURN texts;
+END
+$$;
+
+DROP FUNCTION public.posthaste_holds(text, record);
+DROP FUNCTION public.posthaste_subscriptions(uuid[]);
