@@ -5,6 +5,7 @@
 //! in any mixture; in hexadecimal digits; both in any letter case; and in base64, wherever it begins within a
 //! longer text. What is encoded twice, compressed, encrypted or taken apart is not recognised.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -98,24 +99,28 @@ impl Redactor {
 
     /// The parts of `text` that hold secrets and begin before `most`, in order and apart from each other.
     fn find(&self, text: &str, most: usize, is_cut: bool) -> Result<Vec<Range<usize>>, TooCostly> {
+        // Most answers are empty.
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
         let spellings = self.secrets.iter().flat_map(|secret| Spelling::all(secret));
         let spellings: Vec<(Spelling<'_>, Symbol)> =
             spellings.filter_map(|spelling| Some((spelling, spelling.symbol(0)?.0))).collect();
-        // Those that may begin with each character of ASCII, and those that another one may fold to.
-        let fitting = |c: char| -> Vec<usize> {
-            let fits = |at: &usize| spellings[*at].1.fits(c);
-            (0..spellings.len()).filter(fits).collect()
+        // Those that may begin with each character of ASCII, and those that another one may fold to: found
+        // once for each that occurs.
+        let by_first = [const { OnceCell::<Vec<usize>>::new() }; 129];
+        let fitting = |c: char| {
+            let fits = |symbol: &Symbol| match c.is_ascii() {
+                true => symbol.fits(c),
+                false => matches!(symbol, Symbol::Letter(_)),
+            };
+            let all = || (0..spellings.len()).filter(|at| fits(&spellings[*at].1)).collect();
+            by_first[(c as usize).min(128)].get_or_init(all).as_slice()
         };
-        let by_first: Vec<Vec<usize>> = (0..128_u8).map(|byte| fitting(char::from(byte))).collect();
-        let is_other = |symbol: &Symbol| matches!(symbol, Symbol::Letter(_));
-        let others: Vec<usize> = (0..spellings.len()).filter(|at| is_other(&spellings[*at].1)).collect();
         let mut search = Search { text, is_cut, left: MAX_COMPARISONS };
         let mut hidden: Vec<Range<usize>> = Vec::new();
         for (start, _) in text.char_indices().take_while(|(start, _)| *start < most) {
-            let first = readings(text, start).map(|reading| match reading {
-                Some((c, _)) => by_first.get(c as usize).unwrap_or(&others).as_slice(),
-                None => &[],
-            });
+            let first = readings(text, start).map(|reading| reading.map_or(&[][..], |(c, _)| fitting(c)));
             let [plain, escaped] = first;
             for at in plain.iter().chain(escaped.iter().filter(|at| !plain.contains(at))) {
                 let Some(end) = search.end(spellings[*at].0, start)? else { continue };
