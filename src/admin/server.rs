@@ -3,7 +3,7 @@
 //!
 //! A connection is busy from the head of a request until its answer has been handed on, and idle otherwise.
 //! Where all places are taken, the one that has been idle for the longest makes room; requests to the API
-//! keep only half of the places busy. So there is always one for `/healthz`.
+//! keep no more than three quarters of the places busy. So there is always one for `/healthz`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -219,13 +219,15 @@ impl Connections {
             connections: Rc::clone(self),
             reads: Cell::new(true),
             paused: RefCell::new(None),
+            begun: Cell::new(0),
         });
+        let slot = Rc::clone(&place);
         let stream =
-            Stream { stream, place: Rc::clone(&place), pace: None, written: 0, head: None, has_read: false };
+            Stream { stream, place: slot, pace: None, written: 0, head: None, begun: 0, has_read: false };
         let http = Rc::clone(http);
         let task = tokio::task::spawn_local(async move {
-            // SlotGuard the list however this ends.
-            let _leaves = SlotGuard(place);
+            // It leaves the list however this ends.
+            let _guard = SlotGuard(place);
             // What goes wrong on a connection is its client's business.
             http.call((stream, Some(peer))).await.ok();
         });
@@ -285,6 +287,8 @@ pub(super) struct ConnectionSlot {
     reads: Cell<bool>,
     /// Whoever wants to read meanwhile.
     paused: RefCell<Option<Waker>>,
+    /// Requests that have begun.
+    begun: Cell<u64>,
 }
 
 struct SlotGuard(Rc<ConnectionSlot>);
@@ -319,6 +323,7 @@ impl ConnectionSlot {
         if let Some(entry) = all.get_mut(&self.id) {
             entry.busy = Some(UnderWay { is_api, client });
         }
+        self.begun.set(self.begun.get() + 1);
         self.reads.set(false);
         Some(BusyGuard(Rc::clone(self)))
     }
@@ -388,6 +393,8 @@ struct Stream {
     /// Set while no request is under way and something of the next one has come: until when its head must
     /// end.
     head: Option<Pin<Box<Sleep>>>,
+    /// Requests that had begun when that was set.
+    begun: u64,
     /// Something was read since the connection was last asked to wait.
     has_read: bool,
 }
@@ -416,9 +423,9 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let is_busy = self.place.is_busy();
-        if is_busy {
-            self.head = None;
+        let (is_busy, begun) = (self.place.is_busy(), self.place.begun.get());
+        if begun != self.begun {
+            (self.begun, self.head) = (begun, None);
         }
         // Not while an answer waits to be taken: those to the next requests would be held in memory, too.
         if !self.place.reads.get() || self.pace.is_some() {

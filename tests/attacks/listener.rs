@@ -70,6 +70,21 @@ async fn a_second_head_that_does_not_end_is_not_waited_for_either() {
 }
 
 #[actix_rt::test]
+async fn a_connection_that_is_used_now_and_then_stays() {
+    let db = Db::new().await;
+    let posthaste = crate::serve(&db).await;
+    let mut stream = TcpStream::connect(posthaste.address().unwrap()).await.unwrap();
+    // For longer than a head may take, and never idle for longer than a connection may rest.
+    for _ in 0..4 {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 1024];
+        let read = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..read].starts_with(b"HTTP/1.1 200") && answer[..read].ends_with(b"ok\n"));
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    }
+}
+
+#[actix_rt::test]
 async fn requests_that_follow_each_other_are_all_answered() {
     let db = Db::new().await;
     let org = db.org().await;
