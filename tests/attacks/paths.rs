@@ -332,7 +332,7 @@ fn payloads(bytes: usize) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The dearest thing that one path can be made to do, of each kind; eight paths each where the limits allow it.
+/// The dearest thing that one path can be made to do, of each kind; eight paths each where that is allowed.
 fn dearest() -> Vec<String> {
     let some = |paths: usize, one: &str| vec![one; paths].join(" || ");
     let eight = |one: &str| some(8, one);
