@@ -79,9 +79,13 @@ impl FairSemaphore {
             let next = waiting.pop(|org| slots.may(org));
             slots.waiting = waiting;
             let Some((org, waiter)) = next else { return };
+            // Given to one who has left it would come back from within: a stack as deep as they are many.
+            if waiter.is_closed() {
+                continue;
+            }
             slots.take(org);
             drop(slots);
-            // Where nobody waits any more it comes back, and goes to the next one.
+            // Who leaves at this very moment gives it back, and it goes to the next one.
             drop(waiter.send(FairPermit { semaphore: self.clone(), org }));
         }
     }
@@ -198,6 +202,18 @@ mod tests {
         drop(held);
         assert!(stays.await.expect("no panic"));
         assert!(semaphore.acquire(org(1)).await.is_some());
+    }
+
+    #[actix_rt::test]
+    async fn any_number_of_waiters_may_have_left() {
+        let semaphore = FairSemaphore::new(1, 1);
+        let held = semaphore.acquire(org(1)).await;
+        for _ in 0..100_000 {
+            let (sender, _) = oneshot::channel();
+            semaphore.slots().waiting.push(org(2), sender);
+        }
+        drop(held);
+        assert!(semaphore.acquire(org(3)).await.is_some());
     }
 
     #[test]
