@@ -1,9 +1,10 @@
 -- Sizes of events as they are printed; and the end of a function that read rows of any type.
 
 -- The text of a JSON value, or NULL where it has more than `most` bytes, or is nested too deeply to find out.
--- What is stored says little about that: a number of 12 bytes may have 147,455 digits. So the numbers are
--- measured first, a few at a time, wherever there could be many of them; all else prints no more than six bytes
--- for each that is stored.
+-- What is stored says little about that: a number of 12 bytes may have 147,455 digits. All else prints no more
+-- than six bytes for each that is stored. So nothing is printed at once that could have more than 6 MiB: not
+-- what stores more than 512 bytes, or, if there is no large number in it, more than 4 KiB (a number may still
+-- have 16,383 zeros behind the point).
 CREATE OR REPLACE FUNCTION public.posthaste_printed(payload jsonb, most integer) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -15,9 +16,13 @@ DECLARE
     printed text;
     bytes bigint := 0;
 BEGIN
-    IF pg_column_compression(payload) IS NULL AND pg_column_size(payload) <= 1024 THEN
-        printed := payload::text;
-        RETURN CASE WHEN octet_length(printed) <= most THEN printed END;
+    IF pg_column_size(payload) <= 4096 THEN
+        plain := payload #> '{}';  -- not compressed any more
+        IF pg_column_size(plain) <= 512 OR pg_column_size(plain) <= 4096
+            AND NOT jsonb_path_exists(plain, 'strict $.** ? (@ >= 1e1000 || @ <= -1e1000)') THEN
+            printed := plain::text;
+            RETURN CASE WHEN octet_length(printed) <= most THEN printed END;
+        END IF;
     END IF;
     -- Only here, as a block that catches errors is a transaction of its own.
     BEGIN
@@ -25,19 +30,20 @@ BEGIN
         IF pg_column_size(payload) / 4 - 1024 > most THEN
             RETURN NULL;
         END IF;
-        plain := jsonb_build_array(payload);
+        plain := payload #> '{}';
         IF pg_column_size(plain) / 4 - 1024 > most THEN
             RETURN NULL;
         END IF;
+        -- The numbers are measured first, a few at a time.
         numbers := jsonb_path_query_array(plain, 'strict $.** ? (@.type() == "number")');
-        FOR i IN 0 .. jsonb_array_length(numbers) - 1 BY 64 LOOP
+        FOR i IN 0 .. jsonb_array_length(numbers) - 1 BY 32 LOOP
             bytes := bytes + octet_length(jsonb_path_query_array(numbers, '$[$first to $last]',
-                jsonb_build_object('first', i, 'last', i + 63))::text);
+                jsonb_build_object('first', i, 'last', i + 31))::text);
             IF bytes > most::bigint + 1024 THEN
                 RETURN NULL;
             END IF;
         END LOOP;
-        printed := payload::text;
+        printed := plain::text;
     EXCEPTION
         WHEN data_exception OR program_limit_exceeded OR out_of_memory THEN
         RETURN NULL;
@@ -48,9 +54,8 @@ $$;
 
 -- What a claim reads of its events: the text of each payload, in order. Empty: it has more than `most` bytes.
 -- NULL: there was no room any more, neither in `room` nor in what the one who asks may have (`limits`, in
--- rows that follow each other). A payload that is not given is read here, so that none is held that nobody
--- will print.
-CREATE OR REPLACE FUNCTION public.posthaste_print(payloads jsonb[], events uuid[], turns bigint[], limits bigint[], most integer, room bigint)
+-- rows that follow each other). Payloads are read one by one, so that none is held that nobody will print.
+CREATE OR REPLACE FUNCTION public.posthaste_print(events uuid[], turns bigint[], limits bigint[], most integer, room bigint)
 RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT
 SET search_path = pg_catalog, pg_temp
@@ -72,19 +77,12 @@ BEGIN
             texts := array_append(texts, NULL);
             CONTINUE;
         END IF;
-        printed := payloads[i]::text;
-        IF printed IS NULL OR octet_length(printed) > most THEN
-            IF printed IS NULL THEN
-                SELECT public.posthaste_printed(l.payload, most) INTO printed
-                FROM public.activity_logs l WHERE l.id = events[i];
-            ELSE
-                printed := NULL;
-            END IF;
-            IF printed IS NULL THEN
-                -- Finding out that it is too large may have taken as much.
-                held := held + most;
-                printed := '';
-            END IF;
+        SELECT public.posthaste_printed(coalesce(l.payload, 'null'), most) INTO printed
+        FROM public.activity_logs l WHERE l.id = events[i];
+        IF printed IS NULL THEN
+            -- Finding that out takes time in which nobody else is served: few at once.
+            held := held + greatest(most, room / 2);
+            printed := '';
         END IF;
         held := held + octet_length(printed);
         texts := array_append(texts, printed);

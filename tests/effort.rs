@@ -235,6 +235,30 @@ async fn a_single_event_costs_one_statement_that_claims_and_one_that_records() {
 }
 
 #[tokio::test]
+async fn only_payloads_that_may_print_large_are_measured() {
+    let db = Db::new().await;
+    let receiver = Receiver::start();
+    let org = db.org().await;
+    db.destination(org, receiver.url("/")).insert().await;
+    let name = db.text("SELECT current_database()").await.unwrap();
+    db.execute(&format!("ALTER DATABASE {name} SET track_functions = 'all'")).await;
+    let posthaste = Posthaste::serve(&db.url).await;
+    let item = r#"{"id": 17, "price": 12.50, "name": "a thing", "tags": ["a", "b"]}"#;
+    for payload in ["{}".to_owned(), "null".into(), item.into(), format!("[{}]", vec![item; 30].join(","))] {
+        db.event(org, "usual", &payload).await;
+        db.settled().await;
+    }
+    db.event(org, "large", &format!(r#"{{"text": "{}"}}"#, "a".repeat(5_000))).await;
+    db.settled().await;
+    let calls = "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions
+        WHERE funcname = 'posthaste_print'";
+    eventually("it is measured", async || db.number(calls).await > 0).await;
+    assert_eq!(db.number(calls).await, 1);
+    drop(posthaste);
+    check_invariants(&db, &[&receiver]).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_claimed_is_not_asked_for_in_a_loop() {
     const EVENTS: i64 = 20;
     let db = Db::new().await;

@@ -54,5 +54,5 @@ GRANT EXECUTE ON FUNCTION public.posthaste_is_predicate(jsonpath), public.postha
     public.posthaste_data(uuid, uuid, uuid, uuid, text, text, text, text, text, jsonb, timestamp),
     public.posthaste_backfill(uuid, timestamp, timestamp, uuid, integer, integer, interval),
     public.posthaste_printed(jsonb, integer),
-    public.posthaste_print(jsonb[], uuid[], bigint[], bigint[], integer, bigint)
+    public.posthaste_print(uuid[], bigint[], bigint[], integer, bigint)
     TO :"role";

@@ -105,9 +105,11 @@ impl<'a> World<'a> {
     async fn ingest(&mut self, events: usize, commit: bool) {
         let mut transaction = self.db.pool.begin().await.unwrap();
         let ids: Vec<Uuid> = (0..events).map(|_| Uuid::new_v4()).collect();
-        let insert = "INSERT INTO activity_logs (id, org_id, event_type, event_category)
-            SELECT id, $1, 'test.event', 'test' FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n)
-            ORDER BY n";
+        // Some of them make the claim measure what it prints.
+        let insert = "INSERT INTO activity_logs (id, org_id, event_type, event_category, payload)
+            SELECT id, $1, 'test.event', 'test',
+                CASE n % 3 WHEN 2 THEN jsonb_build_array(1e1000, repeat('x', 600)) ELSE '{}' END
+            FROM unnest($2::uuid[]) WITH ORDINALITY AS e (id, n) ORDER BY n";
         sqlx::query(insert).bind(self.org).bind(&ids).execute(&mut *transaction).await.unwrap();
         if !commit {
             transaction.rollback().await.unwrap();

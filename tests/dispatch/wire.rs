@@ -9,11 +9,12 @@ use uuid::Uuid;
 use crate::common::{Db, Posthaste, Received, Receiver, check_invariants};
 
 /// The columns of an event that has everything, up to its time. `{id}` and the like stand for ids.
+/// jsonb keeps numbers as they were written, but the `1e-7` of the insert is 0.0000001 to it.
 const FULL: &str = concat!(
     r#""id":"{id}","org_id":"{org}","employee_id":"{employee}","session_id":"{session}","#,
     r#""client_name":"claude \"code\"","client_version":"1.0\\2","event_type":"tool call/ä","#,
     r#""event_category":"agent_activity","content":"Called\nBash → 日本","#,
-    r#""payload":{"b": 1, "aa": [1.50, 12345678901234567890123, 1e-7], "é": "x"}"#
+    r#""payload":{"b": 1, "aa": [1.50, 12345678901234567890123, 0.0000001], "é": "x"}"#
 );
 
 /// The columns of an event that has only what it must have, up to its time.
@@ -46,11 +47,9 @@ async fn insert(db: &Db, org: Uuid) -> Events {
              '1999-12-31 23:59:59.999999')"#
     ))
     .await;
-    // jsonb keeps numbers as they were written, but 1e-7 is 0.0000001 to it.
     let with_ids = |text: &str, id: Uuid| {
         let ids = [("{id}", id), ("{org}", org), ("{employee}", employee), ("{session}", session)];
-        let text = ids.iter().fold(text.to_owned(), |text, (name, id)| text.replace(name, &id.to_string()));
-        text.replace("1e-7", "0.0000001")
+        ids.iter().fold(text.to_owned(), |text, (name, id)| text.replace(name, &id.to_string()))
     };
     Events { ids: [full, bare], columns: [with_ids(FULL, full), with_ids(BARE, bare)] }
 }

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::postgres::{PgConnection, PgHasArrayType, PgRow};
+use sqlx::{AssertSqlSafe, Connection, Encode, Postgres, Row};
 use uuid::Uuid;
 
 use super::LEASE;
-use super::claim_sql::{CLAIM, CLAIM_ORDERED, LOCK_ORDERED, NULLS, TAKE};
+use super::claim_sql::{
+    ANSWER, CLAIM, CLAIM_ORDERED, CREATED_AT, LEASED, LOCK_ORDERED, NEXT, NEXT_ORDERED, NULLS, PLAIN, TAKE,
+    TAKE_MEASURED, UNCHANGED,
+};
 use crate::model::{
     DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, OrgId, Outcome,
 };
@@ -17,9 +20,6 @@ use crate::store::{StoreError, in_time};
 /// Deliveries that one claim statement takes at most. Larger ones cost no less per row, and whatever is new
 /// meanwhile shares the cores, the log and this process' main thread with them.
 pub const MAX_CLAIM_ROWS: usize = 500;
-/// Payloads whose stored size is up to this are printed before they are measured, if they are not compressed.
-/// The largest numbers, of 12 bytes each, make at most 12 MiB of it.
-const PRINTED_AT_ONCE_BYTES: i32 = 1 << 10;
 /// How far an ordered claim looks for leases of other processes when it has no reason to look further.
 const ORDERED_LOOKAHEAD: i64 = 1_000;
 /// How far it looks when the destination may have been unordered a moment ago. Bounded: a queue of millions
@@ -102,8 +102,15 @@ pub struct Claimed {
 /// The claim statements, made for the columns that this database's `activity_logs` has.
 #[derive(Clone, Debug)]
 pub struct ClaimSql {
-    claim: Arc<str>,
-    claim_ordered: Arc<str>,
+    claim: Texts,
+    claim_ordered: Texts,
+}
+
+/// The two texts of a claim, of which the second is run where the first one takes nothing.
+#[derive(Clone, Debug)]
+struct Texts {
+    plain: Arc<str>,
+    measured: Arc<str>,
 }
 
 /// Columns of the event that an application's own table may lack, with their types.
@@ -149,7 +156,7 @@ impl ClaimSql {
         let text_bytes = there.map(length).collect::<Vec<_>>().join(" + ");
         let event = format!(
             "l.org_id, {}, l.event_type::text AS event_type, l.event_category::text AS event_category, \
-             coalesce(l.payload, 'null') AS payload, l.created_at AS event_created_at, {} AS text_bytes",
+             l.created_at AS event_created_at, {} AS text_bytes",
             optional.join(", "),
             text_bytes
         );
@@ -161,18 +168,36 @@ impl ClaimSql {
              WHEN {stored} < 8192 THEN 8 ELSE 90 END)"
         );
         let size = format!("(least($7, {text_bytes}) + {payload} + {EVENT_OVERHEAD_BYTES})::int");
-        let take = TAKE
-            .replace("{EVENT}", &event)
-            .replace("{SIZE}", &size)
-            .replace("{AT_ONCE}", &PRINTED_AT_ONCE_BYTES.to_string());
-        let fill = |template: &str, order: &str| {
-            let take = take.replace("{ORDER}", order);
-            Arc::from(template.replace("{TAKE}", &take).replace("{NULLS}", NULLS))
+        let overhead = EVENT_OVERHEAD_BYTES.to_string();
+        let text = |claim: &str, take: &str, next: &str, order: &str| {
+            // What comes later may stand in what comes earlier.
+            let parts = [
+                ("{TAKE}", take),
+                ("{ANSWER}", ANSWER),
+                ("{LEASED}", LEASED),
+                ("{UNCHANGED}", UNCHANGED),
+                ("{CREATED_AT}", CREATED_AT),
+                ("{EVENT}", &event),
+                ("{PLAIN}", PLAIN),
+                ("{SIZE}", &size),
+                ("{OVERHEAD}", &overhead),
+                ("{ORDER}", order),
+                ("{NEXT}", next),
+                ("{NULLS}", NULLS),
+            ];
+            Arc::from(parts.iter().fold(claim.to_owned(), |text, (name, part)| text.replace(name, part)))
         };
-        ClaimSql { claim: fill(CLAIM, "next_retry_at"), claim_ordered: fill(CLAIM_ORDERED, "created_at") }
+        let texts = |claim: &str, next: &str, order: &str| Texts {
+            plain: text(claim, TAKE, next, order),
+            measured: text(claim, TAKE_MEASURED, next, order),
+        };
+        ClaimSql {
+            claim: texts(CLAIM, NEXT, "next_retry_at"),
+            claim_ordered: texts(CLAIM_ORDERED, NEXT_ORDERED, "created_at"),
+        }
     }
 
-    /// Leases what `asks` (all unordered) ask for, in one statement.
+    /// Leases what `asks` (all unordered) ask for, in one statement, or two.
     ///
     /// `floor`: leases before it are void. `room`: for all of it.
     ///
@@ -185,12 +210,8 @@ impl ClaimSql {
         floor: DbTime,
         room: Room,
     ) -> Result<Vec<Grant>, StoreError> {
-        let since: Vec<DbTime> = asks.iter().map(|a| a.since.unwrap_or(DbTime(i64::MIN))).collect();
-        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim)))
-            .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
-            .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
-            .bind(since);
-        in_time(run_claim(query, connection, asks, floor, room)).await
+        let from = asks.iter().map(|ask| ask.since.unwrap_or(DbTime(i64::MIN))).collect::<Vec<_>>();
+        in_time(self.claim.run(connection, asks, &from, floor, room)).await
     }
 
     /// Leases what `asks` (all ordered) ask for: the head of each queue, or nothing where a lease is live or
@@ -215,11 +236,8 @@ impl ClaimSql {
                 Some(Ordered::Everywhere) => ORDERED_LOOKAHEAD_AT_START,
                 _ => ORDERED_LOOKAHEAD,
             };
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.claim_ordered)))
-                .bind(asks.iter().map(|a| a.destination.0).collect::<Vec<_>>())
-                .bind(asks.iter().map(|a| a.want as i32).collect::<Vec<_>>())
-                .bind(asks.iter().map(lookahead).collect::<Vec<_>>());
-            let grants = run_claim(query, &mut transaction, &asks, floor, room).await?;
+            let from = asks.iter().map(lookahead).collect::<Vec<_>>();
+            let grants = self.claim_ordered.run(&mut transaction, &asks, &from, floor, room).await?;
             transaction.commit().await?;
             Ok(grants)
         })
@@ -227,17 +245,46 @@ impl ClaimSql {
     }
 }
 
-type PgQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+impl Texts {
+    /// `from`: the third parameter.
+    async fn run<T>(
+        &self,
+        connection: &mut PgConnection,
+        asks: &[Ask],
+        from: &[T],
+        floor: DbTime,
+        room: Room,
+    ) -> Result<Vec<Grant>, sqlx::Error>
+    where
+        T: PgHasArrayType,
+        for<'t> &'t [T]: Encode<'t, Postgres>,
+    {
+        if let Some(grants) = run_claim(&self.plain, connection, asks, from, floor, room).await? {
+            return Ok(grants);
+        }
+        let grants = run_claim(&self.measured, connection, asks, from, floor, room).await?;
+        grants.ok_or_else(|| sqlx::Error::Protocol("a claim said nothing of its rows".to_owned()))
+    }
+}
 
-async fn run_claim(
-    query: PgQuery<'_>,
+/// None: nothing was taken, as not all is plain.
+async fn run_claim<T>(
+    text: &Arc<str>,
     connection: &mut PgConnection,
     asks: &[Ask],
+    from: &[T],
     floor: DbTime,
     room: Room,
-) -> Result<Vec<Grant>, sqlx::Error> {
+) -> Result<Option<Vec<Grant>>, sqlx::Error>
+where
+    T: PgHasArrayType,
+    for<'t> &'t [T]: Encode<'t, Postgres>,
+{
     let bigint = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let query = query
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(text)))
+        .bind(asks.iter().map(|ask| ask.destination.0).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| ask.want as i32).collect::<Vec<_>>())
+        .bind(from)
         .bind(asks.iter().map(|ask| bigint(ask.max_bytes)).collect::<Vec<_>>())
         .bind(LEASE)
         .bind(floor)
@@ -246,7 +293,7 @@ async fn run_claim(
     let mut grants: Vec<Grant> = asks.iter().map(|ask| Grant::none(ask.destination)).collect();
     let mut place = std::collections::HashMap::with_capacity(asks.len());
     place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));
-    let (mut held, mut left_some) = (0, false);
+    let (mut held, mut seen, mut all) = (0, 0, Some(0));
     let mut rows = query.fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
@@ -254,6 +301,7 @@ async fn run_claim(
         grant.now = row.try_get(2)?;
         match row.try_get::<i16, _>(0)? {
             0 => {
+                seen += 1;
                 grant.reached = grant.reached.max(row.try_get(20)?);
                 let claimed = read_claimed(&row, held < room.most)?;
                 if held < room.most {
@@ -263,21 +311,27 @@ async fn run_claim(
                     grant.returned.push(Outcome::given_back(&claimed.delivery));
                 }
             }
-            1 => grant.next_due = row.try_get(20)?,
-            2 => grant.more = true,
-            _ => left_some = true,
+            1 => {
+                grant.next_due = row.try_get(20)?;
+                all = row.try_get::<Option<i32>, _>(4)?;
+            }
+            _ => {
+                seen += 1;
+                grant.more = true;
+            }
         }
     }
+    let Some(all) = all else { return Ok(None) };
     for (grant, ask) in grants.iter_mut().zip(asks) {
         // Where nothing can be taken at all, asking again at once would never end.
-        let is_whole = grant.returned.is_empty() && (!left_some || grant.deliveries.is_empty());
+        let is_whole = grant.returned.is_empty() && (seen >= all || grant.deliveries.is_empty());
         grant.more |= grant.deliveries.len() >= ask.want as usize || !is_whole;
         grant.reached = grant.reached.filter(|_| is_whole);
         if ask.ordered.is_some() {
             grant.deliveries.sort_by_key(|c| (c.delivery.created_at, c.delivery.id));
         }
     }
-    Ok(grants)
+    Ok(Some(grants))
 }
 
 /// Reads a row of kind 0; its event without content and payload where there is no `room` for them.

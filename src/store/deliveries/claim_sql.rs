@@ -1,12 +1,12 @@
 //! The texts of the claim statements; [`super::claim`] completes and runs them.
 
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte
-/// limit of all. What is stored says little about what is printed, so both limits cut twice: by estimates,
-/// then by the texts, of which no more are made. Each search is in the order of the index that it should
-/// use, as sessions sort nothing that they can have in order (see [`crate::store::planned`]). The rows come
-/// with `kind` 0; then one row of kind 1 for each destination with what falls due next, one of kind 2 for
-/// each destination of which a byte limit cut something off, and, if anything was changed at that moment
-/// and left, one of kind 3 for each destination.
+/// limit of all. Each search is in the order of the index that it should use, as sessions sort nothing that
+/// they can have in order (see [`crate::store::planned`]). Ends with [`TAKE`] or [`TAKE_MEASURED`].
+///
+/// The rows come with `kind` 0; then one row of kind 1 for each destination, with what falls due next and
+/// with how many rows there were for all; and one of kind 2 for each row that a byte limit cut off. What is
+/// missing then was changed at that moment, and left.
 pub(super) const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -44,27 +44,14 @@ picked AS MATERIALIZED (
         FOR NO KEY UPDATE SKIP LOCKED
     ) p
 ),
-{TAKE}
-SELECT 0::int2 AS kind, t.* FROM taken t
-UNION ALL
-SELECT 1::int2, a.destination_id, c.now, {NULLS}, (
+{TAKE}";
+
+/// Where a claim finds what falls due next, for [`ANSWER`].
+pub(super) const NEXT: &str = "
     SELECT d.next_retry_at FROM public.webhook_deliveries d
     WHERE d.destination_id = a.destination_id AND d.status IN ('pending', 'failed')
       AND d.next_retry_at > c.now
-    ORDER BY d.next_retry_at LIMIT 1)
-FROM ask a CROSS JOIN clock c
-UNION ALL
-SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits
-      UNION SELECT destination_id FROM numbered
-      WHERE NOT (SELECT are_all FROM texts) AND (SELECT printed FROM texts)[n] IS NULL
-) s CROSS JOIN clock c
-UNION ALL
-SELECT 3::int2, a.destination_id, c.now, {NULLS}, NULL
-FROM ask a CROSS JOIN clock c
-WHERE (SELECT count(*) FROM numbered
-       WHERE (SELECT are_all FROM texts) OR (SELECT printed FROM texts)[n] IS NOT NULL)
-    > (SELECT count(*) FROM taken)";
+    ORDER BY d.next_retry_at LIMIT 1";
 
 /// Ordered destinations are locked by a statement of their own first: the claim's snapshot must be younger
 /// than the lock, or it would not see what another process has claimed meanwhile.
@@ -73,7 +60,7 @@ pub(super) const LOCK_ORDERED: &str = "
     FOR NO KEY UPDATE SKIP LOCKED";
 
 /// As [`CLAIM`], with `$3` the number of rows among which to look for live leases. Takes the head of the
-/// queue up to the first delivery that is not due, or was changed: so there is no kind 3.
+/// queue up to the first delivery that is not due, or is being changed.
 pub(super) const CLAIM_ORDERED: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 ask AS MATERIALIZED (
@@ -115,43 +102,72 @@ head AS MATERIALIZED (
     FROM queue q CROSS JOIN clock c
 ),
 picked AS MATERIALIZED (SELECT * FROM head WHERE due),
-{TAKE}
-SELECT 0::int2 AS kind, t.* FROM taken t
-UNION ALL
-SELECT 1::int2, a.destination_id, c.now, {NULLS},
-    -- when the head falls due; a head that is due and held back is being changed by somebody at this moment
-    (SELECT CASE WHEN h.next_retry_at > c.now THEN h.next_retry_at ELSE c.now + interval '1 second' END
-     FROM head h WHERE h.destination_id = a.destination_id AND NOT h.due
-     ORDER BY h.created_at, h.id LIMIT 1)
-FROM ask a CROSS JOIN clock c
-UNION ALL
-SELECT 2::int2, s.destination_id, c.now, {NULLS}, NULL
-FROM (SELECT DISTINCT destination_id FROM shared WHERE NOT fits
-      UNION SELECT destination_id FROM numbered
-      WHERE NOT (SELECT are_all FROM texts) AND (SELECT printed FROM texts)[n] IS NULL
-) s CROSS JOIN clock c";
+{TAKE}";
 
-/// The common end of both claims: cut what was picked at the byte limits, read the events, write the lease.
-/// Where the limit of all cuts, everybody's first event comes before anybody's second one.
+/// As [`NEXT`], for ordered destinations: when the head falls due. A head that is due and held back is being
+/// changed by somebody at this moment.
+pub(super) const NEXT_ORDERED: &str = "
+    SELECT CASE WHEN h.next_retry_at > c.now THEN h.next_retry_at ELSE c.now + interval '1 second' END
+    FROM head h WHERE h.destination_id = a.destination_id AND NOT h.due
+    ORDER BY h.created_at, h.id LIMIT 1";
+
+/// The common end of both claims where all are plain: they are printed at once, and all of them fit. What is
+/// not plain is left to [`TAKE_MEASURED`]: then nothing is taken, and the rows of kind 1 do not say how many
+/// there were.
 pub(super) const TAKE: &str = "
+sized AS MATERIALIZED (
+    SELECT p.*, {EVENT}, {PLAIN} AS printed FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
+),
+total AS MATERIALIZED (
+    -- in this order: what follows the first one that is not plain is neither locked nor printed
+    SELECT CASE WHEN NOT EXISTS (SELECT FROM sized s WHERE s.printed IS NULL OR s.text_bytes > $7) THEN (
+        SELECT CASE WHEN b.bytes >= $8 OR b.bytes >= b.most THEN NULL ELSE b.rows END
+        FROM (SELECT count(*)::int AS rows, min(s.max_bytes) AS most,
+                sum(s.text_bytes + octet_length(s.printed) + {OVERHEAD}) AS bytes
+            FROM sized s) b) END AS rows
+),
+taken AS (
+    UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
+    FROM sized s CROSS JOIN clock c
+    WHERE (SELECT rows FROM total) IS NOT NULL AND {UNCHANGED}
+    RETURNING {LEASED},
+        s.log_id, s.org_id, s.employee_id, s.session_id, s.client_name, s.client_version, s.event_type,
+        s.event_category, s.content, s.printed, {CREATED_AT}, false, d.next_retry_at
+)
+{ANSWER}";
+
+/// The text of a plain payload, else NULL: as in the function `posthaste_printed`, but for the numbers, which
+/// are not measured, and for what has more text than is usual for its size.
+pub(super) const PLAIN: &str = "
+    CASE WHEN CASE
+        WHEN l.payload IS NULL THEN true
+        WHEN pg_column_size(l.payload) > 4096 THEN false
+        WHEN pg_column_size(l.payload) <= 512 AND pg_column_compression(l.payload) IS NULL THEN true
+        WHEN pg_column_size(l.payload #> '{}') <= 512 THEN true
+        ELSE pg_column_size(l.payload #> '{}') <= 4096
+            AND NOT jsonb_path_exists(l.payload, 'strict $.** ? (@ >= 1e1000 || @ <= -1e1000)')
+    END THEN (
+        SELECT CASE WHEN octet_length(once.text) <= least($7, 8192) THEN once.text END
+        FROM (SELECT coalesce(l.payload, 'null')::text AS text OFFSET 0) once)
+    END";
+
+/// The common end of both claims where not all are plain: cut what was picked at the byte limits, read the
+/// events, write the lease. Where the limit of all cuts, everybody's first event comes before anybody's
+/// second one. What is stored says little about what is printed, so both limits cut twice: by estimates, then
+/// by the texts, of which no more are made.
+pub(super) const TAKE_MEASURED: &str = "
 sized AS MATERIALIZED (
     SELECT p.*, {EVENT}, {SIZE} AS bytes FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
 ),
--- nearly always everything fits, and needs no order then
-total AS MATERIALIZED (
-    SELECT sum(s.bytes) < $8 AND sum(s.bytes) < min(s.max_bytes) AS fits FROM sized s
-),
+total AS MATERIALIZED (SELECT count(*)::int AS rows FROM sized),
 shared AS MATERIALIZED (
-    SELECT s.*, true AS is_mine, 0::bigint AS place, true AS fits
-    FROM sized s WHERE (SELECT fits FROM total)
-    UNION ALL
     SELECT s.*, s.is_mine AND coalesce(sum(s.bytes) FILTER (WHERE s.is_mine) OVER earlier, 0) < $8 AS fits
     FROM (
         SELECT s.*,
             coalesce(sum(s.bytes) OVER (mine ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)
                 < s.max_bytes AS is_mine,
             row_number() OVER mine AS place
-        FROM sized s WHERE NOT (SELECT fits FROM total)
+        FROM sized s
         WINDOW mine AS (PARTITION BY s.destination_id ORDER BY s.{ORDER}, s.id)
     ) s
     WINDOW earlier AS (ORDER BY s.place, s.turn ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
@@ -162,27 +178,15 @@ numbered AS MATERIALIZED (
     FROM (SELECT * FROM shared WHERE fits ORDER BY turn, {ORDER}, id) s
 ),
 texts AS MATERIALIZED (
-    SELECT t.printed, array_position(t.printed, NULL) IS NULL AS are_all
-    FROM (SELECT public.posthaste_print(
-        -- the others are read where they are printed, one by one
-        array_agg(CASE WHEN pg_column_size(s.payload) <= {AT_ONCE}
-            AND pg_column_compression(s.payload) IS NULL THEN s.payload END),
+    SELECT public.posthaste_print(
         array_agg(s.log_id), array_agg(s.turn), array_agg(s.max_bytes), $7, $8) AS printed
-    FROM numbered s) t
+    FROM numbered s
 ),
 taken AS (
     UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
     FROM numbered s CROSS JOIN clock c
-    -- what was changed after this statement began is locked in a version that it does not see, and left; the
-    -- id is compared, not searched for: versions of tables that inherit are numbered like ours
-    WHERE d.ctid = s.version AND d.id IS NOT DISTINCT FROM s.id
-        AND ((SELECT are_all FROM texts) OR (SELECT printed FROM texts)[s.n] IS NOT NULL)
-    RETURNING d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
-        -- only a delivery that was attempted before can have a first attempt
-        CASE WHEN s.last_attempt_at IS NOT NULL THEN
-            -- since it was queued: a replay, which sets created_at, begins anew; no condition, as in RECORD
-            (SELECT min(h.started_at) FILTER (WHERE h.started_at >= d.created_at)
-             FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END,
+    WHERE {UNCHANGED} AND (SELECT printed FROM texts)[s.n] IS NOT NULL
+    RETURNING {LEASED},
         s.log_id, s.org_id, s.employee_id, s.session_id,
         CASE WHEN s.text_bytes <= $7 THEN s.client_name END,
         CASE WHEN s.text_bytes <= $7 THEN s.client_version END,
@@ -190,12 +194,39 @@ taken AS (
         CASE WHEN s.text_bytes <= $7 THEN s.event_category ELSE '' END,
         CASE WHEN s.text_bytes <= $7 THEN s.content END,
         nullif((SELECT printed FROM texts)[s.n], ''),
-        coalesce(to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text),
-        s.text_bytes > $7,
-        d.next_retry_at
-)";
+        {CREATED_AT}, s.text_bytes > $7, d.next_retry_at
+)
+{ANSWER}
+UNION ALL
+SELECT 2::int2, s.destination_id, c.now, NULL, NULL, {NULLS}, NULL
+FROM shared s CROSS JOIN clock c WHERE NOT s.fits
+UNION ALL
+SELECT 2::int2, s.destination_id, c.now, NULL, NULL, {NULLS}, NULL
+FROM numbered s CROSS JOIN clock c WHERE (SELECT printed FROM texts)[s.n] IS NULL";
 
-/// The columns of `taken` between `now` and `next_retry_at`, as nulls.
-pub(super) const NULLS: &str = "NULL::uuid, NULL::int, NULL::timestamp, NULL::timestamp, NULL::timestamp, \
-    NULL::uuid, NULL::uuid, NULL::uuid, NULL::uuid, NULL::text, NULL::text, NULL::text, NULL::text, \
-    NULL::text, NULL::text, NULL::text, NULL::boolean";
+/// What was changed after the statement began is locked in a version that it does not see, and left; the id
+/// is compared, not searched for: versions of tables that inherit are numbered like ours.
+pub(super) const UNCHANGED: &str = "d.ctid = s.version AND d.id IS NOT DISTINCT FROM s.id";
+
+/// The columns of a delivery.
+pub(super) const LEASED: &str = "
+        d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
+        -- only a delivery that was attempted before can have a first attempt
+        CASE WHEN s.last_attempt_at IS NOT NULL THEN
+            -- since it was queued: a replay, which sets created_at, begins anew; no condition, as in RECORD
+            (SELECT min(h.started_at) FILTER (WHERE h.started_at >= d.created_at)
+             FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END";
+
+/// The time of an event as it is sent; `infinity` as itself.
+pub(super) const CREATED_AT: &str = "coalesce(\
+    to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text)";
+
+/// The rows of the kinds 0 and 1.
+pub(super) const ANSWER: &str = "SELECT 0::int2 AS kind, t.* FROM taken t
+UNION ALL
+SELECT 1::int2, a.destination_id, c.now, NULL::uuid, (SELECT rows FROM total), {NULLS}, ({NEXT})
+FROM ask a CROSS JOIN clock c";
+
+/// The columns of `taken` between `attempts` and `next_retry_at`.
+pub(super) const NULLS: &str = "\
+    NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL";
