@@ -36,9 +36,9 @@ BEGIN
         END IF;
         -- The numbers are measured first, a few at a time.
         numbers := jsonb_path_query_array(plain, 'strict $.** ? (@.type() == "number")');
-        FOR i IN 0 .. jsonb_array_length(numbers) - 1 BY 32 LOOP
+        FOR i IN 0 .. jsonb_array_length(numbers) - 1 BY 8 LOOP
             bytes := bytes + octet_length(jsonb_path_query_array(numbers, '$[$first to $last]',
-                jsonb_build_object('first', i, 'last', i + 31))::text);
+                jsonb_build_object('first', i, 'last', i + 7))::text);
             IF bytes > most::bigint + 1024 THEN
                 RETURN NULL;
             END IF;
@@ -53,8 +53,8 @@ END
 $$;
 
 -- What a claim reads of its events: the text of each payload, in order. Empty: it has more than `most` bytes.
--- NULL: there was no room any more, neither in `room` nor in what the one who asks may have (`limits`, in
--- rows that follow each other). Payloads are read one by one, so that none is held that nobody will print.
+-- NULL: there was no room any more, neither in `room` nor in what the one who asks (`turns`) may have
+-- (`limits`). Payloads are read one by one, so that none is held that nobody will print.
 CREATE OR REPLACE FUNCTION public.posthaste_print(events uuid[], turns bigint[], limits bigint[], most integer, room bigint)
 RETURNS text[]
 LANGUAGE plpgsql STABLE STRICT
@@ -65,26 +65,23 @@ DECLARE
     texts text[] := '{}';
     printed text;
     held bigint := 0;
-    turn bigint := 0;
-    held_before_turn bigint := 0;
+    held_by bigint[] := array_fill(0::bigint, ARRAY[(SELECT max(t) FROM unnest(turns) AS u (t))::integer]);
 BEGIN
     FOR i IN 1 .. cardinality(events) LOOP
-        IF turns[i] <> turn THEN
-            turn := turns[i];
-            held_before_turn := held;
-        END IF;
-        IF held >= room OR held - held_before_turn >= limits[i] THEN
+        IF held >= room OR held_by[turns[i]] >= limits[i] THEN
+            held_by[turns[i]] := limits[i];
             texts := array_append(texts, NULL);
             CONTINUE;
         END IF;
         SELECT public.posthaste_printed(coalesce(l.payload, 'null'), most) INTO printed
         FROM public.activity_logs l WHERE l.id = events[i];
         IF printed IS NULL THEN
-            -- Finding that out takes time in which nobody else is served: few at once.
-            held := held + greatest(most, room / 2);
+            -- Finding that out takes time in which nobody else is served: once in a claim.
+            held := held + greatest(most, room);
             printed := '';
         END IF;
         held := held + octet_length(printed);
+        held_by[turns[i]] := held_by[turns[i]] + octet_length(printed);
         texts := array_append(texts, printed);
     END LOOP;
     RETURN texts;

@@ -15,7 +15,7 @@ use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
 use bytes::Bytes;
 
 use super::limits::{NOBODY, Reserved};
-use super::server::{BusyGuard, ConnectionSlot};
+use super::server::{BusyGuard, ConnectionSlot, Kind};
 use super::{State, api};
 
 /// Answers up to this size are not counted: what waits to be sent of any answer is no more.
@@ -58,11 +58,16 @@ pub(super) async fn admission(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let is_api = !["/healthz", "/readyz", "/metrics"].contains(&request.path());
+    let kind = match request.path() {
+        "/healthz" => Kind::Liveness,
+        "/readyz" | "/metrics" => Kind::Operations,
+        _ => Kind::Api,
+    };
     let state = request.app_data::<web::Data<State>>().cloned();
     let place = request.request().conn_data::<Rc<ConnectionSlot>>().cloned();
     let client = state.as_ref().and_then(|state| state.address(request.request()));
-    let busy = match place.zip(client).map(|(place, client)| place.begin(is_api, client)) {
+    let begun = place.as_ref().zip(client).map(|(place, client)| place.begin(kind, client));
+    let busy = match begun {
         Some(None) => {
             let full = api::Problem::later("Too many requests are under way: try again later.");
             return Ok(request.error_response(full));
@@ -70,8 +75,11 @@ pub(super) async fn admission(
         Some(busy) => busy,
         None => None,
     };
-    let is_public = is_api && !request.path().starts_with(api::ROOT);
+    let is_public = kind == Kind::Api && !request.path().starts_with(api::ROOT);
+    // What readiness and metrics wait for is the same for all.
+    let waits = place.filter(|_| kind == Kind::Operations).map(|place| place.wait());
     let answer = next.call(request).await?;
+    drop(waits);
     let org = answer.request().extensions().get::<api::Org>().map_or(NOBODY, |org| org.0);
     let (request, response) = answer.into_parts();
     let (response, body) = response.into_parts();

@@ -9,6 +9,7 @@ mod server;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, get, web};
@@ -20,6 +21,7 @@ use self::metrics::Measure;
 use self::server::ConnectionLimits;
 pub use self::server::ServerHandle;
 use crate::actors::{Dispatcher, Readiness};
+use crate::clock;
 use crate::config::Config;
 use crate::manage::keys::{Directory, Uses};
 use crate::model::Secret;
@@ -39,6 +41,9 @@ const MAX_PUBLIC_BYTES: u64 = 8 << 20;
 const ADDRESS_PART: usize = 2;
 /// And one key an eighth; as many from one address may be busy.
 const CLIENT_PART: usize = 8;
+/// How old the answer of `/readyz` may be.
+const READINESS_LIFETIME: Duration = Duration::from_millis(250);
+
 /// What the server knows: the dispatcher, once there is one, and until then why there is none.
 #[derive(Clone)]
 pub struct State {
@@ -54,6 +59,27 @@ pub struct State {
     budget: Budget,
     /// Of answers to whoever has not said who they are: pages.
     public_budget: Budget,
+    readiness: SharedReadiness,
+}
+
+/// The readiness that was found last, and when that began: however many ask, one asks the database.
+#[derive(Clone, Default)]
+struct SharedReadiness(Arc<tokio::sync::Mutex<Option<(Instant, Readiness)>>>);
+
+impl SharedReadiness {
+    async fn of(&self, dispatcher: &Dispatcher) -> Readiness {
+        let arrived = clock::now();
+        let mut last = self.0.lock().await;
+        if let Some((began, readiness)) = last.as_ref()
+            && arrived < *began + READINESS_LIFETIME
+        {
+            return readiness.clone();
+        }
+        let began = clock::now();
+        let readiness = dispatcher.readiness().await;
+        *last = Some((began, readiness.clone()));
+        readiness
+    }
 }
 
 impl State {
@@ -71,6 +97,7 @@ impl State {
             tests: FairSemaphore::new(MAX_TESTS, MAX_TESTS_EACH),
             budget: Budget::new(config.operations.max_api_bytes),
             public_budget: Budget::new(MAX_PUBLIC_BYTES),
+            readiness: SharedReadiness::default(),
         }
     }
 
@@ -160,7 +187,7 @@ struct Brief {
 #[get("/readyz")]
 async fn readyz(request: HttpRequest, state: web::Data<State>, is_open: web::Data<IsOpen>) -> HttpResponse {
     let readiness = match state.get() {
-        Ok(dispatcher) => dispatcher.readiness().await,
+        Ok(dispatcher) => state.readiness.of(&dispatcher).await,
         Err(why) => Readiness { problems: vec![why], ..Readiness::default() },
     };
     let ready = readiness.problems.is_empty();

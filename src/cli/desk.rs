@@ -219,7 +219,7 @@ pub fn input(file: Option<&Path>, most: u64) -> Result<Vec<u8>, Failure> {
 
 /// Prints rows under their headings, as wide as they need: ids stay in one piece, to be copied.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-    let rows: Vec<[String; N]> = rows.into_iter().collect();
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| visible(&cell))).collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| measure_text_width(&row[column]));
         cells.chain([headings[column].len()]).max().unwrap_or(0)
@@ -248,9 +248,32 @@ pub fn state(word: &str) -> String {
 pub fn fields<'f>(fields: impl IntoIterator<Item = (&'f str, Option<String>)>) {
     for (name, value) in fields {
         if let Some(value) = value {
-            println!("{name:16} {value}");
+            println!("{name:16} {}", visible(&value));
         }
     }
+}
+
+/// `text` without what a terminal would obey: receivers and tenants have a say in it. Colours stay.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = colour(rest).unwrap_or(c.len_utf8());
+        let turns = matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if length == c.len_utf8() && (c.is_control() || turns) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push_str(&rest[..length]);
+        }
+        rest = &rest[length..];
+    }
+    shown
+}
+
+/// The length of the sequence of a colour that `text` begins with.
+fn colour(text: &str) -> Option<usize> {
+    let end = text.strip_prefix("\u{1b}[")?.find(|c: char| !c.is_ascii_digit() && c != ';')? + 2;
+    (text.as_bytes()[end] == b'm').then_some(end + 1)
 }
 
 /// How long a list goes on over pages on which there is nothing.
@@ -336,3 +359,24 @@ pub async fn begin(
 
 /// Limit of a dry run here: whoever sits before it can stop it.
 pub const COUNTING: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_but_colours() {
+        for (text, shown) in [
+            ("plain é 日本", "plain é 日本"),
+            ("\u{1b}[32mdelivered\u{1b}[0m", "\u{1b}[32mdelivered\u{1b}[0m"),
+            ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
+            ("\u{1b}[2J\u{1b}[1;1H", "\\u{1b}[2J\\u{1b}[1;1H"),
+            ("one\r\ntwo\u{9b}2J", "one\\r\\ntwo\\u{9b}2J"),
+            ("\u{202e}desrever", "\\u{202e}desrever"),
+            ("\u{1b}[", "\\u{1b}["),
+            ("\u{1b}", "\\u{1b}"),
+        ] {
+            assert_eq!(visible(text), shown);
+        }
+    }
+}

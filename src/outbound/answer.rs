@@ -52,7 +52,7 @@ pub(super) async fn read(
     // A secret that begins in what is kept must be known to its end.
     let most = READ_BODY_BYTES.min(KEPT_BODY_BYTES + redactor.reach());
     let Body { kept, seen, broken } = body(&mut response, most, deadline, timeout).await;
-    let is_cut = seen > kept.len();
+    let is_cut = seen > kept.len() || broken.is_some();
     let body = redactor.beginning(text(&kept, is_cut), KEPT_BODY_BYTES, is_cut);
     let broken = broken.map(|why| redactor.redact(why));
     Answer::Response { status, body, retry_after, broken }

@@ -24,8 +24,10 @@ use futures_util::future::LocalBoxFuture;
 
 use super::explain;
 use super::lookup::Lookup;
+use super::network::Network;
 use super::target::{Destined, Endpoint};
 use super::wire::{Stream, Wire};
+use crate::model::OrgId;
 use crate::policy::egress::{Refusal, Rules};
 
 /// Most addresses of a name that one attempt tries.
@@ -59,11 +61,13 @@ struct Inner {
 }
 
 impl Dialer {
-    pub(super) fn new(endpoint: Endpoint, rules: Arc<Rules>, timeout: Duration) -> Dialer {
-        Dialer::with(endpoint, rules, Lookup::by_system(), timeout)
+    /// To an endpoint of a destination of `org`.
+    pub(super) fn new(endpoint: Endpoint, network: &Network, org: OrgId, timeout: Duration) -> Dialer {
+        let lookup = Lookup::by_system(network.lookups.clone(), org);
+        Dialer::with(endpoint, network.rules.clone(), lookup, timeout)
     }
 
-    fn with(endpoint: Endpoint, rules: Arc<Rules>, lookup: Lookup, timeout: Duration) -> Dialer {
+    pub(super) fn with(endpoint: Endpoint, rules: Arc<Rules>, lookup: Lookup, timeout: Duration) -> Dialer {
         let peer = endpoint.peer().into();
         Dialer(Rc::new(Inner { endpoint, peer, rules, lookup, timeout }))
     }

@@ -8,8 +8,8 @@
 use bytes::{Buf as _, BytesMut};
 use tokio::io::ReadBuf;
 
-/// Bytes of a head at most: awc gives up at as many.
-const MAX_HEAD_BYTES: usize = 128 * 1024;
+/// Bytes of a head at most: they count nowhere else.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Header lines of a head at most, by awc's limit.
 const MAX_HEADER_LINES: usize = 96;
 /// Interim heads that are left out at most; the next one is taken for the answer.

@@ -32,10 +32,13 @@ mod shortage;
 mod target;
 mod wire;
 
+use std::cell::{Ref, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use actix_http::header::HeaderValue;
 use bytes::Bytes;
 
 use self::connector::Dialer;
@@ -55,6 +58,8 @@ pub use self::wire::open_connections;
 /// A failure that is noticed so long after the deadline was not noticed in time: this process was stopped, or
 /// had no processor.
 const LATE: Duration = Duration::from_secs(1);
+/// Tokens of one destination that no answer may show.
+const REMEMBERED_TOKENS: usize = 4;
 
 /// One request to be made.
 #[derive(Clone, Copy, Debug)]
@@ -79,18 +84,20 @@ pub struct Sender {
     redactor: Rc<Redactor>,
     pool: Rc<Pool>,
     tokens: Option<Tokens>,
+    /// What the last tokens were: a receiver may repeat an earlier one, which may still be good.
+    shown: RefCell<VecDeque<HeaderValue>>,
 }
 
 impl Sender {
     /// A sender for `target`. Costs no connection yet.
     pub fn new(mut target: Target, network: &Arc<Network>) -> Sender {
-        let dialer = Dialer::new(target.endpoint.clone(), network.rules.clone(), target.timeout);
+        let dialer = Dialer::new(target.endpoint.clone(), network, target.org, target.timeout);
         let redactor = Rc::new(std::mem::take(&mut target.redactor));
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
         let grant = target.grant.take();
-        let tokens = grant.map(|grant| Tokens::new(*grant, network, redactor.clone(), target.timeout));
-        Sender { target, redactor, pool, tokens }
+        let tokens = grant.map(|grant| Tokens::new(*grant, network, &target, redactor.clone()));
+        Sender { target, redactor, pool, tokens, shown: RefCell::default() }
     }
 
     /// The target it was made of.
@@ -139,7 +146,7 @@ impl Sender {
         deadline: tokio::time::Instant,
     ) -> Answer {
         let redactor = match token {
-            Some(token) => &self.redactor.with_header(&token.header),
+            Some(token) => &self.redactor.with_headers(self.remember(token).iter()),
             None => &*self.redactor,
         };
         let head = match tokio::time::timeout_at(deadline, self.send(request, body, token)).await {
@@ -157,6 +164,17 @@ impl Sender {
             return Answer::Failed(format!("the receiver answered with the interim status {status}"));
         }
         answer::read(head, deadline, self.target.timeout, redactor).await
+    }
+
+    /// The headers of the last tokens, with this one.
+    fn remember(&self, token: &Token) -> Ref<'_, VecDeque<HeaderValue>> {
+        let is_known = self.shown.borrow().contains(&token.header);
+        if !is_known {
+            let mut shown = self.shown.borrow_mut();
+            shown.truncate(REMEMBERED_TOKENS - 1);
+            shown.push_front(token.header.clone());
+        }
+        self.shown.borrow()
     }
 
     async fn send(

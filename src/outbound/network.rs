@@ -7,6 +7,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
+use super::lookup::Lookups;
 use super::target::Fault;
 use crate::config::certificates;
 use crate::model::Settings;
@@ -18,6 +19,7 @@ pub struct Network {
     pub(super) rules: Arc<Rules>,
     roots: Arc<RootCertStore>,
     tls: Arc<ClientConfig>,
+    pub(super) lookups: Lookups,
 }
 
 /// Why the network cannot be set up: a fault of the configuration.
@@ -61,7 +63,7 @@ impl Network {
         }
         let roots = Arc::new(roots);
         let tls = http1(builder(roots.clone())?.with_no_client_auth());
-        Ok(Network { rules: Arc::new(rules), roots, tls: Arc::new(tls) })
+        Ok(Network { rules: Arc::new(rules), roots, tls: Arc::new(tls), lookups: Lookups::default() })
     }
 
     /// The egress rules, for checks where a destination is written.

@@ -5,7 +5,6 @@
 //! A token server that fails is the destination's failure, as nothing can be delivered without it.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_http::header::HeaderMap;
@@ -19,6 +18,7 @@ use super::grant::{self, Grant, Token};
 use super::network::Network;
 use super::pool::{KEEP_ALIVE, Pool};
 use super::redact::Redactor;
+use super::target::Target;
 use crate::clock;
 use crate::model::Answer;
 
@@ -35,15 +35,11 @@ pub(super) struct Tokens {
 
 impl Tokens {
     /// Tokens by `grant`. The messages of failures are without what `redactor` knows.
-    pub(super) fn new(
-        grant: Grant,
-        network: &Arc<Network>,
-        redactor: Rc<Redactor>,
-        timeout: Duration,
-    ) -> Tokens {
+    pub(super) fn new(grant: Grant, network: &Network, target: &Target, redactor: Rc<Redactor>) -> Tokens {
+        let timeout = target.timeout;
         let Grant { endpoint, headers, body, .. } = grant;
         let uri = endpoint.uri.clone();
-        let dialer = Dialer::new(endpoint, network.rules.clone(), timeout);
+        let dialer = Dialer::new(endpoint, network, target.org, timeout);
         Tokens {
             pool: Pool::new(dialer, uri, headers, KEEP_ALIVE),
             form: body,

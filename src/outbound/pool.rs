@@ -158,6 +158,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::model::OrgId;
+    use crate::outbound::lookup::{Lookup, Lookups};
     use crate::outbound::target::{Destined, Endpoint};
     use crate::policy::egress::Rules;
 
@@ -169,7 +171,8 @@ mod tests {
         let host = Destined::Literal([127, 0, 0, 1].into());
         let endpoint = Endpoint { host, port, tls: None, uri: uri.clone() };
         let rules = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() };
-        let dialer = Dialer::new(endpoint, Arc::new(rules), Duration::from_secs(5));
+        let lookup = Lookup::by_system(Lookups::default(), OrgId(uuid::Uuid::nil()));
+        let dialer = Dialer::with(endpoint, Arc::new(rules), lookup, Duration::from_secs(5));
         let pool = Pool::new(dialer, uri, HeaderMap::new(), Duration::from_millis(50));
 
         let receiver = actix_rt::spawn(async move {

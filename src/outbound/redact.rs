@@ -3,7 +3,8 @@
 //!
 //! A secret is recognised as it is, and as answers usually write it: escaped as in JSON, in URLs or in HTML,
 //! in any mixture; in hexadecimal digits; both in any letter case; and in base64, wherever it begins within a
-//! longer text. What is encoded twice, compressed, encrypted or taken apart is not recognised.
+//! longer text; the latter two also in several lines. What is encoded twice, compressed, encrypted or taken
+//! apart is not recognised.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -65,10 +66,10 @@ impl Redactor {
         }
     }
 
-    /// The same with what one more header proves.
-    pub(super) fn with_header(&self, value: &HeaderValue) -> Redactor {
+    /// The same with what more headers prove.
+    pub(super) fn with_headers<'v>(&self, values: impl IntoIterator<Item = &'v HeaderValue>) -> Redactor {
         let mut more = self.clone();
-        more.add_header(value);
+        values.into_iter().for_each(|value| more.add_header(value));
         more
     }
 
@@ -171,6 +172,7 @@ impl Search<'_> {
                     return Ok(Some(self.text.len()));
                 }
                 self.left = self.left.checked_sub(1).ok_or(TooCostly)?;
+                let at = if index > 0 && spelling.is_wrapped() { after_breaks(self.text, at) } else { at };
                 let fitting = readings(self.text, at).into_iter().flatten().filter(|(c, _)| symbol.fits(*c));
                 after.extend(fitting.map(|(_, end)| end));
             }
@@ -202,6 +204,11 @@ impl<'s> Spelling<'s> {
         let text = std::str::from_utf8(secret).ok().map(Spelling::Text);
         let base64 = (0..3).map(|before| Spelling::Base64(secret, before));
         text.into_iter().chain(base64).chain([Spelling::Hex(secret)])
+    }
+
+    /// Whether line breaks may stand in it.
+    fn is_wrapped(self) -> bool {
+        !matches!(self, Spelling::Text(_))
     }
 
     /// The symbol at `index`, and the index of the next one; `None` at the end.
@@ -284,6 +291,15 @@ fn readings(text: &str, at: usize) -> [Option<(char, usize)>; 2] {
         _ => None,
     };
     [Some((c, at + c.len_utf8())), escaped.map(|(c, length)| (c, at + length))]
+}
+
+/// The place after the line breaks at `at`, escaped or not.
+fn after_breaks(text: &str, mut at: usize) -> usize {
+    let is_break = |(c, _): &(char, usize)| matches!(c, '\n' | '\r');
+    while let Some((_, end)) = readings(text, at).into_iter().flatten().find(is_break) {
+        at = end;
+    }
+    at
 }
 
 /// The character that `rest` begins an escape of as in JSON and most languages, and the escape's length.

@@ -15,7 +15,7 @@ use super::headers::TRACEPARENT;
 use super::network::Network;
 use super::redact::Redactor;
 use crate::format::{Format, FormatFault};
-use crate::model::{DbTime, Destination, Secret, Settings};
+use crate::model::{DbTime, Destination, OrgId, Secret, Settings};
 use crate::policy::egress::Refusal;
 use crate::policy::signature::{SignatureFault, Signer};
 
@@ -70,6 +70,8 @@ impl Fault {
 
 /// Everything that an attempt needs to know about its destination.
 pub struct Target {
+    /// Whose it is.
+    pub(super) org: OrgId,
     pub(super) endpoint: Endpoint,
     /// Headers that are the same for every request, `host` included.
     pub(super) headers: HeaderMap,
@@ -168,6 +170,7 @@ impl Target {
         let timeout = destination.timeout;
         let has_own_trace = headers.contains_key(TRACEPARENT);
         Ok(Target {
+            org: destination.org,
             endpoint,
             headers,
             has_own_trace,

@@ -8,9 +8,14 @@ use crate::model::OrgId;
 /// How many times what is free one organization may hold.
 ///
 /// The dynamic threshold of shared-memory switches (Choudhury and Hahne, 1998): with 4, one organization
-/// alone uses 80 % of a limit, and whoever comes next always finds some of it free, however long the first
-/// one hangs.
+/// alone uses 80 % of what is not in reserve, and whoever comes next always finds some of it free, however
+/// long the first one hangs.
 pub const HELD_PER_FREE: u64 = 4;
+/// This part of a limit is in reserve for organizations that hold nothing: however many others hold all that
+/// they may, ...
+const RESERVED_PART: u64 = 16;
+/// ... each of them finds this part of the limit.
+const FIRST_PART: u64 = 256;
 
 /// A limit shared between organizations.
 #[derive(Debug)]
@@ -30,10 +35,16 @@ impl Shares {
     /// whenever any is free.
     pub fn allowance(&self, org: OrgId) -> u64 {
         let free = self.free();
+        let common = free.saturating_sub(self.total / RESERVED_PART);
         let held = self.by_org.get(&org).copied().unwrap_or(0);
-        // After taking x, held + x must not exceed HELD_PER_FREE * (free - x).
-        let most = (HELD_PER_FREE * free).saturating_sub(held) / (HELD_PER_FREE + 1);
-        if held == 0 { most.max(1).min(free) } else { most }
+        // After taking x, held + x must not exceed HELD_PER_FREE * (common - x).
+        let most = (HELD_PER_FREE * common).saturating_sub(held) / (HELD_PER_FREE + 1);
+        if held == 0 { most.max(self.total / FIRST_PART).max(1).min(free) } else { most }
+    }
+
+    /// Whether `org` holds any.
+    pub fn holds(&self, org: OrgId) -> bool {
+        self.by_org.contains_key(&org)
     }
 
     /// Units that nobody holds.
@@ -119,9 +130,20 @@ mod tests {
         let mut shares = Shares::new(100);
         let first = shares.allowance(org(1));
         shares.take(org(1), first);
-        assert_eq!(first, 80);
+        assert_eq!(first, 75);
         assert_eq!(shares.allowance(org(1)), 0);
-        assert_eq!(shares.allowance(org(2)), 16);
+        assert_eq!(shares.allowance(org(2)), 15);
+    }
+
+    #[test]
+    fn however_many_hold_what_they_may_the_next_one_finds_something() {
+        let mut shares = Shares::new(64 << 20);
+        for n in 0..8 {
+            while shares.allowance(org(n)) > 0 {
+                shares.take(org(n), shares.allowance(org(n)));
+            }
+        }
+        assert!(shares.allowance(org(9)) >= 256 << 10, "{}", shares.allowance(org(9)));
     }
 
     #[test]

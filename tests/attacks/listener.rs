@@ -55,6 +55,66 @@ async fn requests_that_follow_each_other_while_nothing_is_read_are_not_answered_
 }
 
 #[actix_rt::test]
+async fn answers_that_are_not_taken_leave_room_for_others() {
+    let db = Db::new().await;
+    let posthaste = crate::serve(&db).await;
+    let address = posthaste.address().unwrap();
+    let many = "GET /metrics HTTP/1.1\r\nhost:a\r\n\r\n".repeat(200);
+    let mut held = Vec::new();
+    for n in 0..512_u16 {
+        // As many from each address as may be busy: together all that there are.
+        let mut stream = from([127, 0, 2, 1 + (n / 64) as u8], address).await.unwrap();
+        stream.write_all(many.as_bytes()).await.ok();
+        held.push(stream);
+    }
+    eventually("answers wait", async || {
+        let mut piece = [0; 512];
+        held.iter().filter(|stream| stream.try_read(&mut piece).is_ok_and(|read| read > 0)).count() > 400
+    })
+    .await;
+    let place = "/api/v1/keys";
+    for _ in 0..20 {
+        let stream = from([127, 0, 0, 77], address).await.unwrap();
+        assert_eq!(get(stream, "/healthz", "").await, 200);
+        let stream = from([127, 0, 0, 77], address).await.unwrap();
+        assert_eq!(get(stream, place, ADMIN).await, 200);
+    }
+    // Not even their own address is without it.
+    let stream = from([127, 0, 2, 1], address).await.unwrap();
+    assert_eq!(get(stream, "/healthz", "").await, 200);
+    println!("memory {} MiB", peak(&posthaste) >> 20);
+    assert!(peak(&posthaste) < 250 << 20, "{} MiB", peak(&posthaste) >> 20);
+}
+
+#[actix_rt::test]
+async fn requests_are_taken_one_by_one_however_many_come_at_once() {
+    let db = Db::new().await;
+    let posthaste = crate::serve(&db).await;
+    let address = posthaste.address().unwrap();
+    let before = peak(&posthaste);
+    let many = "GET /n HTTP/1.1\r\nhost:\r\n\r\n".repeat(315);
+    let mut held = Vec::new();
+    for _ in 0..250 {
+        let mut stream = from([127, 0, 0, 5], address).await.unwrap();
+        stream.write_all(many.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    let stream = from([127, 0, 0, 77], address).await.unwrap();
+    assert_eq!(get(stream, "/healthz", "").await, 200);
+    for stream in &mut held {
+        let mut answers = 0;
+        let mut all = Vec::new();
+        while answers < 315 {
+            assert!(stream.read_buf(&mut all).await.unwrap() > 0, "{answers} answers");
+            answers = all.windows(12).filter(|piece| piece == b"HTTP/1.1 404").count();
+        }
+    }
+    let grown = peak(&posthaste) - before;
+    println!("memory for them: {} MiB", grown >> 20);
+    assert!(grown < 60 << 20, "{} MiB", grown >> 20);
+}
+
+#[actix_rt::test]
 async fn a_second_head_that_does_not_end_is_not_waited_for_either() {
     let db = Db::new().await;
     let posthaste = crate::serve(&db).await;

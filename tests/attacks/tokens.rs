@@ -1,5 +1,7 @@
 //! Guessing tokens, and what a guess costs.
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::common::{Db, Posthaste, request};
 use crate::{ADMIN, ask, key};
 
@@ -147,6 +149,24 @@ async fn a_flood_of_guesses_from_one_address_leaves_room_for_others() {
     };
     let (_, statuses) = tokio::join!(futures_util::future::join_all(flood), beside);
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+}
+
+#[actix_rt::test]
+async fn guesses_from_many_addresses_refuse_no_valid_token() {
+    let db = Db::new().await;
+    let posthaste = crate::serve(&db).await;
+    let address = posthaste.address().unwrap();
+    let mut guesses = Vec::new();
+    for n in 0..420_u32 {
+        let mut stream = crate::listener::from([127, 0, 3, 1 + (n % 7) as u8], address).await.unwrap();
+        let token = format!("phk_{n:08x}_{}", "x".repeat(43));
+        let head = format!("GET /api/v1/keys HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        guesses.push(stream);
+        if n % 20 == 0 {
+            assert_eq!(ask(&posthaste, ADMIN, "GET", "/api/v1/keys", "").await.0, 200, "beside {n}");
+        }
+    }
 }
 
 #[test]

@@ -162,6 +162,8 @@ async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller
                 // Nobody waits for such a guess; if it is a key that is new, it is known a moment later.
                 refresh_later(state, arrived);
             } else {
+                let place = request.conn_data::<Rc<ConnectionSlot>>();
+                let _waits = place.map(ConnectionSlot::wait);
                 state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
             }
         }
@@ -220,7 +222,11 @@ impl FailedTokens {
     fn waits(&self, address: IpAddr, now: Instant) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = |since: Instant| now.duration_since(since) < GUESS_TIME;
-        all.get(&address).is_some_and(|(count, since)| *count >= MAX_GUESSES && recent(*since))
+        match all.get(&address) {
+            Some((count, since)) => *count >= MAX_GUESSES && recent(*since),
+            // So many at once are not told apart any more.
+            None => all.len() >= MAX_GUESSERS,
+        }
     }
 
     /// Notes a wrong token; how long to wait, where there were too many.

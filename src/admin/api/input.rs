@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
+use actix_web::http::header::CONTENT_LENGTH;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -164,7 +165,8 @@ fn is_json(request: &HttpRequest) -> Result<(), Problem> {
 async fn read(request: &HttpRequest, mut payload: Payload, most: usize) -> Result<Body, Problem> {
     let org = request.extensions().get::<Org>().map_or(NOBODY, |org| org.0);
     let mut reserved = state(request)?.budget.open(org);
-    let _reads = request.conn_data::<Rc<ConnectionSlot>>().map(|place| place.read_body());
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let _reads = request.conn_data::<Rc<ConnectionSlot>>().map(|place| place.read_body(length));
     let mut body = BytesMut::new();
     let timed_out = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "The body did not arrive in time.");
     loop {

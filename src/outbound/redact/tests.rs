@@ -11,6 +11,10 @@ fn knows(secret: &str) -> Redactor {
     redactor
 }
 
+fn lines(text: &str, end: &str) -> String {
+    text.as_bytes().chunks(9).map(String::from_utf8_lossy).collect::<Vec<_>>().join(end)
+}
+
 fn digits(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -40,6 +44,9 @@ fn a_secret_is_recognised_in_every_encoding() {
         ("a mixture", r#"Ab1\u002f%2B=&quot;\\+%26&lt;\u00e9%E2%82%AC😀&#39;%25"#.into()),
         ("hex", digits(secret.as_bytes())),
         ("hex, capitals", digits(secret.as_bytes()).to_uppercase()),
+        ("hex, in lines", lines(&digits(secret.as_bytes()), "\n")),
+        ("base64, in lines", lines(&STANDARD_NO_PAD.encode(secret), "\r\n")),
+        ("base64, in lines, JSON", lines(&STANDARD_NO_PAD.encode(secret), "\\r\\n")),
     ];
     for (encoding, text) in table {
         for (before, after) in [("", ""), ("{\"a\":\"", "\"}"), ("%", "4"), ("\\", "\\"), ("&", ";")] {

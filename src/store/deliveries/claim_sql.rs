@@ -172,10 +172,11 @@ shared AS MATERIALIZED (
     ) s
     WINDOW earlier AS (ORDER BY s.place, s.turn ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
--- in the order of those who ask, and for each in that of its queue: what is not printed is its end
+-- everybody's first event before anybody's second one, and small ones before others: of each queue, what is
+-- not printed is the end
 numbered AS MATERIALIZED (
     SELECT s.*, row_number() OVER () AS n
-    FROM (SELECT * FROM shared WHERE fits ORDER BY turn, {ORDER}, id) s
+    FROM (SELECT * FROM shared WHERE fits ORDER BY place, bytes > 1024, turn) s
 ),
 texts AS MATERIALIZED (
     SELECT public.posthaste_print(
