@@ -341,7 +341,9 @@ CREATE OR REPLACE FUNCTION public.posthaste_usable(orgs uuid[]) RETURNS uuid[]
 LANGUAGE sql STABLE
 AS $$
     SELECT coalesce(array_agg(j.id), '{}') FROM (
-        SELECT d.id, c.fault, sum(c.paths) OVER before AS paths, sum(c.elements) OVER before AS elements
+        -- one that costs nothing is not beyond what others use up
+        SELECT d.id, CASE WHEN c.paths > 0 THEN sum(c.paths) OVER before ELSE 0 END AS paths,
+            CASE WHEN c.elements > 0 THEN sum(c.elements) OVER before ELSE 0 END AS elements
         FROM public.webhook_destinations d, LATERAL public.posthaste_filter_cost(d.event_filter) c
         WHERE d.enabled AND d.org_id = ANY ($1) AND d.event_filter <> '{}' AND c.fault IS NULL
         WINDOW before AS (PARTITION BY d.org_id ORDER BY d.id)

@@ -270,10 +270,10 @@ fn visible(text: &str) -> String {
     shown
 }
 
-/// The length of the sequence of a colour that `text` begins with.
+/// The length of the sequence that `text` begins with, if it is one of [`state`] or of a heading.
 fn colour(text: &str) -> Option<usize> {
-    let end = text.strip_prefix("\u{1b}[")?.find(|c: char| !c.is_ascii_digit() && c != ';')? + 2;
-    (text.as_bytes()[end] == b'm').then_some(end + 1)
+    let ours = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m"];
+    ours.iter().find(|sequence| text.starts_with(*sequence)).map(|sequence| sequence.len())
 }
 
 /// How long a list goes on over pages on which there is nothing.
@@ -373,6 +373,7 @@ mod tests {
             ("\u{1b}[2J\u{1b}[1;1H", "\\u{1b}[2J\\u{1b}[1;1H"),
             ("one\r\ntwo\u{9b}2J", "one\\r\\ntwo\\u{9b}2J"),
             ("\u{202e}desrever", "\\u{202e}desrever"),
+            ("\u{1b}[8mhidden", "\\u{1b}[8mhidden"),
             ("\u{1b}[", "\\u{1b}["),
             ("\u{1b}", "\\u{1b}"),
         ] {

@@ -272,39 +272,7 @@ impl Directory {
         C: std::ops::DerefMut<Target = Connection>,
         E: From<StoreError>,
     {
-        let looks = self.looks.lock().await;
-        self.refresh_if_due(looks, since, connect).await
-    }
-
-    /// The same, unless somebody is at it.
-    ///
-    /// # Errors
-    /// As [`Directory::refresh`].
-    pub async fn try_refresh<C, E>(
-        &self,
-        since: Instant,
-        connect: impl AsyncFnOnce() -> Result<C, E>,
-    ) -> Result<(), E>
-    where
-        C: std::ops::DerefMut<Target = Connection>,
-        E: From<StoreError>,
-    {
-        match self.looks.try_lock() {
-            Ok(looks) => self.refresh_if_due(looks, since, connect).await,
-            Err(_) => Ok(()),
-        }
-    }
-
-    async fn refresh_if_due<C, E>(
-        &self,
-        mut looks: tokio::sync::MutexGuard<'_, Refreshes>,
-        since: Instant,
-        connect: impl AsyncFnOnce() -> Result<C, E>,
-    ) -> Result<(), E>
-    where
-        C: std::ops::DerefMut<Target = Connection>,
-        E: From<StoreError>,
-    {
+        let mut looks = self.looks.lock().await;
         if looks.failed.is_some_and(|failed| failed >= since) {
             // Whoever waited with others need not find out once more.
             return Err(StoreError::Timeout.into());

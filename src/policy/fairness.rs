@@ -13,7 +13,7 @@ use crate::model::OrgId;
 pub const HELD_PER_FREE: u64 = 4;
 /// This part of a limit is in reserve for organizations that hold nothing: however many others hold all that
 /// they may, ...
-const RESERVED_PART: u64 = 16;
+const RESERVED_PART: u64 = 32;
 /// ... each of them finds this part of the limit.
 const FIRST_PART: u64 = 256;
 
@@ -36,15 +36,16 @@ impl Shares {
     pub fn allowance(&self, org: OrgId) -> u64 {
         let free = self.free();
         let common = free.saturating_sub(self.total / RESERVED_PART);
-        let held = self.by_org.get(&org).copied().unwrap_or(0);
+        let held = self.held_by(org);
         // After taking x, held + x must not exceed HELD_PER_FREE * (common - x).
         let most = (HELD_PER_FREE * common).saturating_sub(held) / (HELD_PER_FREE + 1);
-        if held == 0 { most.max(self.total / FIRST_PART).max(1).min(free) } else { most }
+        let first = (self.total / FIRST_PART).max(1).saturating_sub(held);
+        most.max(first).min(free)
     }
 
-    /// Whether `org` holds any.
-    pub fn holds(&self, org: OrgId) -> bool {
-        self.by_org.contains_key(&org)
+    /// Units that `org` holds.
+    pub fn held_by(&self, org: OrgId) -> u64 {
+        self.by_org.get(&org).copied().unwrap_or(0)
     }
 
     /// Units that nobody holds.
@@ -130,9 +131,9 @@ mod tests {
         let mut shares = Shares::new(100);
         let first = shares.allowance(org(1));
         shares.take(org(1), first);
-        assert_eq!(first, 75);
+        assert_eq!(first, 77);
         assert_eq!(shares.allowance(org(1)), 0);
-        assert_eq!(shares.allowance(org(2)), 15);
+        assert_eq!(shares.allowance(org(2)), 16);
     }
 
     #[test]
@@ -143,7 +144,10 @@ mod tests {
                 shares.take(org(n), shares.allowance(org(n)));
             }
         }
-        assert!(shares.allowance(org(9)) >= 256 << 10, "{}", shares.allowance(org(9)));
+        for _ in 0..64 {
+            assert!(shares.allowance(org(9)) >= 4 << 10);
+            shares.take(org(9), 4 << 10);
+        }
     }
 
     #[test]

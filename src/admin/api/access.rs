@@ -155,17 +155,9 @@ async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller
     let token = presented(request);
     if let Some(token) = token.filter(|token| keys::has_form(token)) {
         if state.keys.recognize(token) == Recognized::Unknown {
-            if state
-                .address(request)
-                .is_some_and(|address| state.failed_tokens.waits(network_of(address), arrived))
-            {
-                // Nobody waits for such a guess; if it is a key that is new, it is known a moment later.
-                refresh_later(state, arrived);
-            } else {
-                let place = request.conn_data::<Rc<ConnectionSlot>>();
-                let _waits = place.map(ConnectionSlot::wait);
-                state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
-            }
+            // It may be new: waiting for the next look costs nothing for one more.
+            let _waits = request.conn_data::<Rc<ConnectionSlot>>().map(ConnectionSlot::wait);
+            state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
         }
         if let Recognized::Key(org) = state.keys.recognize(token)
             // It may have been revoked since.
@@ -195,17 +187,6 @@ async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer"))
 }
 
-/// Refreshes for new keys while nobody waits.
-fn refresh_later(state: &State, since: Instant) {
-    let state = state.clone();
-    actix_rt::spawn(async move {
-        let looked = state.keys.try_refresh(since, async || state.acquire(NOBODY).await).await;
-        if let Err(problem) = looked {
-            log::debug!("the keys of the API could not be read: {problem}");
-        }
-    });
-}
-
 /// Wrong tokens of one address within [`GUESS_TIME`] until it is told to wait.
 const MAX_GUESSES: u32 = 10;
 /// See [`MAX_GUESSES`].
@@ -218,17 +199,6 @@ const MAX_GUESSERS: usize = 10_000;
 pub struct FailedTokens(Mutex<HashMap<IpAddr, (u32, Instant)>>);
 
 impl FailedTokens {
-    /// Whether an address has sent too many wrong tokens.
-    fn waits(&self, address: IpAddr, now: Instant) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = |since: Instant| now.duration_since(since) < GUESS_TIME;
-        match all.get(&address) {
-            Some((count, since)) => *count >= MAX_GUESSES && recent(*since),
-            // So many at once are not told apart any more.
-            None => all.len() >= MAX_GUESSERS,
-        }
-    }
-
     /// Notes a wrong token; how long to wait, where there were too many.
     fn note(&self, address: IpAddr, now: Instant) -> Option<Duration> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -43,6 +43,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Whether its client waits for something, or has not taken all of it.
+    fn is_answering(&self) -> bool {
+        self.busy.is_some() || self.is_unread
+    }
+
     /// Whether it can be ended where room is needed.
     fn makes_room(&self) -> bool {
         self.is_unread || self.busy.is_none_or(|busy| busy.waits)
@@ -153,7 +158,7 @@ impl Connections {
     /// Lets requests that are under way end, and then ends all connections.
     pub(super) async fn end(&self) {
         let deadline = clock::now() + STOP_TIMEOUT;
-        while clock::now() < deadline && self.all.borrow().values().any(|one| one.busy.is_some()) {
+        while clock::now() < deadline && self.all.borrow().values().any(Connection::is_answering) {
             sleep(Duration::from_millis(20)).await;
         }
         for (_, one) in self.all.borrow_mut().drain() {
@@ -208,6 +213,7 @@ pub struct WaitGuard(Rc<ConnectionSlot>);
 impl ConnectionSlot {
     /// A request begins; `None`: there are too many of them, from this address or in all.
     pub fn begin(self: &Rc<Self>, kind: Kind, client: IpAddr) -> Option<BusyGuard> {
+        self.begun.set(self.begun.get() + 1);
         let client = network_of(client);
         let mut all = self.connections.all.borrow_mut();
         let places = &self.connections.places;
@@ -224,7 +230,6 @@ impl ConnectionSlot {
         if let Some(entry) = all.get_mut(&self.id) {
             entry.busy = Some(UnderWay { kind, client, waits: false });
         }
-        self.begun.set(self.begun.get() + 1);
         self.reads.set(false);
         Some(BusyGuard(Rc::clone(self)))
     }
@@ -316,6 +321,10 @@ impl Drop for BusyGuard {
         if let Some(entry) = self.0.connections.all.borrow_mut().get_mut(&self.0.id) {
             entry.busy = None;
             entry.since = clock::now();
+            if entry.is_proxy {
+                // The next request on it is anybody's.
+                entry.key = None;
+            }
         }
         self.0.read();
     }
