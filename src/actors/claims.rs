@@ -137,14 +137,18 @@ impl Claims {
         for claim in &claims {
             *asking.entry(claim.org).or_default() += 1;
         }
+        let [planned, most] = [bytes.allowance_of_anybody(), bytes.free()].map(|free| (free / LINES).max(1));
+        // What one organization's events come to must leave room for those of the others, even if each of its
+        // destinations takes one event more than it should.
+        let most_each = planned / 2 / asking.len().max(1) as u64;
         for claim in &mut claims {
-            let share = (bytes.allowance(claim.org) / LINES / asking[&claim.org]).max(1);
+            let of_org = (bytes.allowance(claim.org) / LINES).min(most_each);
+            let share = (of_org / asking[&claim.org]).max(1);
             claim.ask.max_bytes = share;
             // Rows that cannot be taken anyway need not be looked at.
             let fitting = 1 + share / EVENT_OVERHEAD_BYTES;
             claim.ask.want = claim.ask.want.min(u32::try_from(fitting).unwrap_or(u32::MAX));
         }
-        let [planned, most] = [bytes.allowance_of_anybody(), bytes.free()].map(|free| (free / LINES).max(1));
         Group { claims, room: Room { planned, most, max_event_bytes } }
     }
 

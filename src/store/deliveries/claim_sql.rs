@@ -121,10 +121,10 @@ sized AS MATERIALIZED (
 total AS MATERIALIZED (
     -- in this order: what follows the first one that is not plain is neither locked nor printed
     SELECT CASE WHEN NOT EXISTS (SELECT FROM sized s WHERE s.printed IS NULL OR s.text_bytes > $7) THEN (
-        SELECT CASE WHEN b.bytes >= $8 OR b.bytes >= b.most THEN NULL ELSE b.rows END
-        FROM (SELECT count(*)::int AS rows, min(s.max_bytes) AS most,
-                sum(s.text_bytes + octet_length(s.printed) + {OVERHEAD}) AS bytes
-            FROM sized s) b) END AS rows
+        -- those who ask have asked for no more rows than may fit
+        SELECT CASE WHEN sum(s.text_bytes + octet_length(s.printed) + {OVERHEAD}) >= $8 THEN NULL
+            ELSE count(*)::int END
+        FROM sized s) END AS rows
 ),
 taken AS (
     UPDATE public.webhook_deliveries d SET last_attempt_at = c.now
