@@ -3,10 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::prelude::*;
-use uuid::Uuid;
 
 use crate::model::OrgId;
-use crate::policy::fairness::{FairQueue, Shares};
+use crate::policy::fairness::{FairQueue, NOBODY, Shares};
 
 /// Sent by a [`Limit`] to one that waited for it: here is the unit that was waited for, or, to one that
 /// waited for anything, something was put back. Whoever has no use for the unit drops it, and so passes it
@@ -14,9 +13,6 @@ use crate::policy::fairness::{FairQueue, Shares};
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
 pub struct Freed(pub Option<Held>);
-
-/// Whoever is no organization: holds nothing itself.
-const NOBODY: OrgId = OrgId(Uuid::nil());
 
 /// A shared limit. Clones are the same limit.
 #[derive(Clone)]

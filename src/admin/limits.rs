@@ -5,13 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
 use crate::model::OrgId;
+pub use crate::policy::fairness::NOBODY;
 use crate::policy::fairness::{FairQueue, Shares};
 
-/// Whoever is no organization: the operator, and whoever has not said yet who they are.
-pub const NOBODY: OrgId = OrgId(Uuid::nil());
 /// Longest wait for a permit.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,18 +21,12 @@ struct Slots {
     shares: Shares,
     /// Slots that one organization may hold.
     each: u64,
-    held: std::collections::HashMap<OrgId, u64>,
     waiting: FairQueue<oneshot::Sender<FairPermit>>,
 }
 
 impl Slots {
     fn may(&self, org: OrgId) -> bool {
-        self.shares.allowance(org) > 0 && self.held.get(&org).copied().unwrap_or(0) < self.each
-    }
-
-    fn take(&mut self, org: OrgId) {
-        self.shares.take(org, 1);
-        *self.held.entry(org).or_default() += 1;
+        self.shares.allowance(org) > 0 && self.shares.held_by(org) < self.each
     }
 }
 
@@ -48,12 +40,7 @@ impl FairSemaphore {
     /// `total` slots, of which one organization holds at most `each`.
     pub fn new(total: u64, each: u64) -> FairSemaphore {
         let shares = Shares::new(total);
-        FairSemaphore(Arc::new(Mutex::new(Slots {
-            shares,
-            each,
-            held: Default::default(),
-            waiting: FairQueue::default(),
-        })))
+        FairSemaphore(Arc::new(Mutex::new(Slots { shares, each, waiting: FairQueue::default() })))
     }
 
     /// Waits for a permit; `None`: it took too long.
@@ -61,7 +48,7 @@ impl FairSemaphore {
         let waiting = {
             let mut slots = self.slots();
             if slots.may(org) {
-                slots.take(org);
+                slots.shares.take(org, 1);
                 return Some(FairPermit { semaphore: self.clone(), org });
             }
             let (sender, receiver) = oneshot::channel();
@@ -83,7 +70,7 @@ impl FairSemaphore {
             if waiter.is_closed() {
                 continue;
             }
-            slots.take(org);
+            slots.shares.take(org, 1);
             drop(slots);
             // Who leaves at this very moment gives it back, and it goes to the next one.
             drop(waiter.send(FairPermit { semaphore: self.clone(), org }));
@@ -97,16 +84,7 @@ impl FairSemaphore {
 
 impl Drop for FairPermit {
     fn drop(&mut self) {
-        {
-            let mut slots = self.semaphore.slots();
-            slots.shares.put_back(self.org, 1);
-            if let Some(held) = slots.held.get_mut(&self.org) {
-                *held -= 1;
-                if *held == 0 {
-                    slots.held.remove(&self.org);
-                }
-            }
-        }
+        self.semaphore.slots().shares.put_back(self.org, 1);
         self.semaphore.serve();
     }
 }
@@ -160,6 +138,8 @@ impl Drop for Reserved {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn org(n: u128) -> OrgId {

@@ -3,7 +3,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use uuid::Uuid;
+
 use crate::model::OrgId;
+
+/// Whoever is no organization: the operator, and whoever has not said who they are.
+pub const NOBODY: OrgId = OrgId(Uuid::nil());
 
 /// How many times what is free one organization may hold.
 ///

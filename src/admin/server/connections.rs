@@ -36,7 +36,7 @@ pub(super) struct Connection {
     busy: Option<UnderWay>,
     /// An answer waits to be taken by the client.
     is_unread: bool,
-    /// When this was last about to change: it became idle, or its answer began to wait.
+    /// When it became idle, or when its answer began to wait or was taken.
     since: Instant,
     key: Option<(KeyId, OrgId)>,
     task: Option<tokio::task::AbortHandle>,
