@@ -27,6 +27,8 @@ CREATE TABLE public.posthaste_destination_settings (
     max_in_flight integer,
     ordered boolean DEFAULT false NOT NULL,
     batch_wait_ms integer DEFAULT 0 NOT NULL,
+    batch_max_events integer,
+    batch_max_bytes integer,
     max_age_seconds integer,
     extra_headers jsonb DEFAULT '{}'::jsonb NOT NULL,
     signature_scheme text DEFAULT 'standard'::text NOT NULL,
@@ -46,7 +48,9 @@ ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_desti
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_rate_limit_check CHECK (rate_limit_per_second > 0 AND rate_limit_per_second < 'Infinity');
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_rate_limit_burst_check CHECK (rate_limit_burst >= 1);
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_max_in_flight_check CHECK (max_in_flight >= 1 AND max_in_flight <= 10000);
-ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_batch_wait_ms_check CHECK (batch_wait_ms >= 0 AND batch_wait_ms <= 10000);
+ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_batch_wait_ms_check CHECK (batch_wait_ms >= 0 AND batch_wait_ms <= 300000);
+ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_batch_max_events_check CHECK (batch_max_events >= 1 AND batch_max_events <= 10000);
+ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_batch_max_bytes_check CHECK (batch_max_bytes >= 1024 AND batch_max_bytes <= 67108864);
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_max_age_seconds_check CHECK (max_age_seconds >= 1);
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_extra_headers_check CHECK (jsonb_typeof(extra_headers) = 'object' AND NOT jsonb_path_exists(extra_headers, '$.* ? (@.type() != "string")'));
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_signature_scheme_check CHECK (signature_scheme IN ('standard', 'hex'));

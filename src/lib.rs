@@ -76,6 +76,7 @@ pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dispatch;
 pub mod embedded;
 pub mod format;
 pub mod manage;

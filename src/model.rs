@@ -215,6 +215,10 @@ pub struct Settings {
     pub ordered: bool,
     /// How long a batch may wait to fill.
     pub batch_wait: Duration,
+    /// Events per request, 1 to 10,000, instead of [`Destination::batch_size`].
+    pub batch_max_events: Option<u32>,
+    /// Bytes of JSON per request, unless a single event has more.
+    pub batch_max_bytes: Option<usize>,
     /// Deliveries older than this are `dead`.
     pub max_age: Option<Duration>,
     /// Further headers, as JSON text: an object of strings.
@@ -247,6 +251,8 @@ impl Default for Settings {
             max_in_flight: None,
             ordered: false,
             batch_wait: Duration::ZERO,
+            batch_max_events: None,
+            batch_max_bytes: None,
             max_age: None,
             extra_headers: Secret::new("{}"),
             signature_scheme: "standard".into(),
@@ -269,6 +275,31 @@ pub struct RetryPolicy {
     /// Delay before the first retry; doubles with each further one.
     pub backoff: Duration,
 }
+
+/// How thoroughly an ordered claim looks for live leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ordered {
+    /// Among the next rows, where an ordered claim would have put them.
+    Near,
+    /// Much further: the destination may have been unordered a moment ago.
+    Everywhere,
+}
+
+/// What a claim for a batch waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// So many deliveries that are due, of which it takes as many as make whole batches ...
+    pub events: u32,
+    /// ... or one that has been due for so long.
+    pub wait: Duration,
+}
+
+/// The longest timeout that fits into a lease. Longer ones, which an application's own schema may allow,
+/// count as this.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The category of operational events. Nothing that happens to their deliveries makes further ones.
+pub const OPERATIONAL_CATEGORY: &str = "webhook";
 
 /// Bytes that an event takes in memory besides its payload and content.
 pub const EVENT_OVERHEAD_BYTES: u64 = 512;

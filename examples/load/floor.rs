@@ -130,6 +130,7 @@ pub fn asks(destinations: &[Uuid], rows: u32) -> Vec<Ask> {
         since: None,
         max_bytes: u64::MAX,
         ordered: None,
+        fill: None,
     };
     destinations.iter().map(ask).collect()
 }

@@ -1,7 +1,7 @@
 //! The claims that wait for a statement, and how much the next statement may take.
 //!
-//! They wait in two [`Line`]s, each with a connection of its own, so that something new does not wait until a
-//! large part of somebody's backlog is claimed.
+//! They wait in two queues, by [`Urgency`], each with a connection of its own, so that something new does not
+//! wait until a large part of somebody's backlog is claimed.
 //!
 //! Three things bound a statement: rows, bytes, and the time that the last one took. Its bytes are a part of
 //! what is free, so that events are never read before there is room for them, and whoever comes next finds
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::db::Claim;
 use super::limit::Limit;
+use crate::dispatch::Urgency;
 use crate::model::{EVENT_OVERHEAD_BYTES, OrgId};
 use crate::policy::fairness::FairQueue;
 use crate::store::deliveries::{MAX_CLAIM_ROWS, Room};
@@ -20,28 +21,19 @@ use crate::store::deliveries::{MAX_CLAIM_ROWS, Room};
 /// statements: one that runs into it has done its work for nothing.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Where a destination waits for its claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
-    /// It knows of nothing that is due, but there may be something new: not much, in most cases.
-    New,
-    /// More was due than its last claim gave it.
-    Backlog,
-}
-
-/// How many there are.
-const LINES: u64 = 2;
+/// How many connections claim.
+const CONNECTIONS: u64 = 2;
 
 /// See the module.
 pub(super) struct Claims {
     queues: [Queue; 2],
-    /// There are two connections; otherwise all wait in one line.
+    /// There are two connections; otherwise all wait in one queue.
     is_split: bool,
     /// Claims that wait for results, each with the number of results that must be written before it.
     after_results: VecDeque<(u64, Claim)>,
 }
 
-/// A line.
+/// Claims of one urgency.
 struct Queue {
     waiting: FairQueue<Claim>,
     count: usize,
@@ -68,20 +60,20 @@ impl Claims {
         Claims { queues: [queue(), queue()], is_split: false, after_results: VecDeque::new() }
     }
 
-    /// From now on there are two lines.
+    /// From now on there are two queues.
     pub(super) fn split(&mut self) {
         self.is_split = true;
     }
 
-    /// From now on there is one, [`Line::Backlog`].
+    /// From now on there is one, [`Urgency::Backlog`].
     pub(super) fn merge(&mut self) {
         self.is_split = false;
-        self.queues[Line::New as usize].take_all().into_iter().for_each(|claim| self.push(claim));
+        self.queues[Urgency::New as usize].take_all().into_iter().for_each(|claim| self.push(claim));
     }
 
     pub(super) fn push(&mut self, claim: Claim) {
-        let line = if self.is_split { claim.line } else { Line::Backlog };
-        let queue = &mut self.queues[line as usize];
+        let urgency = if self.is_split { claim.urgency } else { Urgency::Backlog };
+        let queue = &mut self.queues[urgency as usize];
         queue.count += 1;
         queue.waiting.push(claim.org, claim);
     }
@@ -111,17 +103,17 @@ impl Claims {
         self.queues.iter().map(|queue| queue.count).sum()
     }
 
-    /// The claims of the next statement of `line`, for at most `most_rows`, in fair order, with their shares
-    /// of the bytes that are free; none if nobody waits who may have any. The other line's statement may be
-    /// under way: each gets half of what is free.
+    /// The claims of the next statement of this urgency, for at most `most_rows`, in fair order, with their
+    /// shares of the bytes that are free; none if nobody waits who may have any. The other one's statement may
+    /// be under way: each gets half of what is free.
     pub(super) fn next(
         &mut self,
-        line: Line,
+        urgency: Urgency,
         most_rows: usize,
         bytes: &Limit,
         max_event_bytes: usize,
     ) -> Group {
-        let queue = &mut self.queues[line as usize];
+        let queue = &mut self.queues[urgency as usize];
         let most_rows = most_rows.min(queue.rows);
         let mut claims: Vec<Claim> = Vec::new();
         let mut rows = 0;
@@ -137,12 +129,13 @@ impl Claims {
         for claim in &claims {
             *asking.entry(claim.org).or_default() += 1;
         }
-        let [planned, most] = [bytes.allowance_of_anybody(), bytes.free()].map(|free| (free / LINES).max(1));
+        let [planned, most] =
+            [bytes.allowance_of_anybody(), bytes.free()].map(|free| (free / CONNECTIONS).max(1));
         // What one organization's events come to must leave room for those of the others, even if each of its
         // destinations takes one event more than it should.
         let most_each = planned / 2 / asking.len().max(1) as u64;
         for claim in &mut claims {
-            let of_org = (bytes.allowance(claim.org) / LINES).min(most_each);
+            let of_org = (bytes.allowance(claim.org) / CONNECTIONS).min(most_each);
             let share = (of_org / asking[&claim.org]).max(1);
             claim.ask.max_bytes = share;
             // Rows that cannot be taken anyway need not be looked at.
@@ -152,9 +145,9 @@ impl Claims {
         Group { claims, room: Room { planned, most, max_event_bytes } }
     }
 
-    /// A statement of `line` took this long: the next one asks for less, or for more again.
-    pub(super) fn took(&mut self, line: Line, time: Duration) {
-        let rows = &mut self.queues[line as usize].rows;
+    /// A statement of this urgency took this long: the next one asks for less, or for more again.
+    pub(super) fn took(&mut self, urgency: Urgency, time: Duration) {
+        let rows = &mut self.queues[urgency as usize].rows;
         if time > SLOW {
             *rows = (*rows / 2).max(1);
         } else if time < SLOW / 4 {
@@ -162,9 +155,9 @@ impl Claims {
         }
     }
 
-    /// A statement of `line` was too much for the database: the next one asks for much less.
-    pub(super) fn was_too_much(&mut self, line: Line) {
-        let rows = &mut self.queues[line as usize].rows;
+    /// A statement of this urgency was too much for the database: the next one asks for much less.
+    pub(super) fn was_too_much(&mut self, urgency: Urgency) {
+        let rows = &mut self.queues[urgency as usize].rows;
         *rows = (*rows / 8).max(1);
     }
 }

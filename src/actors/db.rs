@@ -9,7 +9,7 @@
 
 mod claiming;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -17,14 +17,14 @@ use tokio::sync::oneshot;
 pub use self::claiming::Refresh;
 use super::Lifeline;
 use super::claims::Claims;
-pub use super::claims::Line;
 use super::lanes::{ClaimLane, RecordLane, Work};
 use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
 use super::tally::{self, Histogram, RESULTS};
 use crate::clock;
 use crate::config::Config;
-use crate::model::{DbTime, Delivery, DestinationId, OrgId, Outcome};
+use crate::dispatch::{ClaimReply, RenewReply, Urgency};
+use crate::model::{DbTime, DeliveryId, DestinationId, OrgId, Outcome};
 use crate::policy::courtesy::{Courtesy, FEW_ROWS};
 use crate::policy::health::Saved;
 use crate::store::deliveries::{Ask, MAX_RECORD_ROWS};
@@ -49,8 +49,8 @@ pub struct Claim {
     /// Only after the results that were sent before are written: until then their leases would hide
     /// deliveries that are due.
     pub after_results: bool,
-    /// Where it waits.
-    pub line: Line,
+    /// How soon.
+    pub urgency: Urgency,
     /// Gets the [`Granted`].
     pub reply: Recipient<Granted>,
 }
@@ -59,32 +59,27 @@ pub struct Claim {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Granted {
-    /// Leased deliveries.
-    pub leased: Vec<Leased>,
-    /// More is due than was given.
-    pub more: bool,
-    /// When something that is not due yet falls due.
-    pub next_due: Option<DbTime>,
-    /// As in [`crate::store::deliveries::Grant::reached`].
-    pub reached: Option<DbTime>,
-    /// Some of it had to be given back: the next claim must come after that.
-    pub behind: bool,
+    /// What there was.
+    pub reply: ClaimReply<Held>,
     /// The database's clock and our own at the same moment.
     pub clock: Option<clock::DbClock>,
 }
 
-/// A delivery that is ours until `expires`.
-#[derive(Debug)]
-pub struct Leased {
-    /// The delivery and its event.
-    pub delivery: Delivery,
-    /// The event is beyond the limit and was not read.
-    pub too_large: bool,
-    /// When the lease ends, by our clock, counted from before the claim was sent.
-    pub expires: Instant,
-    /// Its part of the bytes in memory.
-    pub held: Held,
+/// From a destination: renew these leases, given by their claim times. The reply may take as long as the
+/// database does.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Renew {
+    /// Which.
+    pub leases: Vec<(DeliveryId, DbTime)>,
+    /// Gets the [`Renewed`].
+    pub reply: Recipient<Renewed>,
 }
+
+/// To a destination: what became of its leases.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Renewed(pub RenewReply);
 
 /// From a destination: write these results. Never lost once sent.
 #[derive(Message)]
@@ -150,7 +145,7 @@ pub struct DbSnapshot {
 pub struct DbActor {
     config: Config,
     bytes: Limit,
-    /// By [`Line`]; none while its statement is under way, and while there is no second one.
+    /// By [`Urgency`]; none while its statement is under way, and while there is no second one.
     claim_lanes: [Option<ClaimLane>; 2],
     /// Statements that claim under way.
     claiming: usize,
@@ -308,7 +303,7 @@ impl DbActor {
 
 impl Granted {
     fn nothing() -> Granted {
-        Granted { leased: Vec::new(), more: false, next_due: None, reached: None, behind: false, clock: None }
+        Granted { reply: ClaimReply::nothing(), clock: None }
     }
 }
 
@@ -343,6 +338,15 @@ impl Handler<Record> for DbActor {
 
     fn handle(&mut self, Record(outcomes): Record, ctx: &mut Self::Context) {
         self.add_results(outcomes);
+        self.record(ctx);
+    }
+}
+
+impl Handler<Renew> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, renew: Renew, ctx: &mut Self::Context) {
+        self.work.renewals.push(renew);
         self.record(ctx);
     }
 }

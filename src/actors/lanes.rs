@@ -1,13 +1,15 @@
 //! The three connections of the [`super::db::DbActor`]: opened when needed, dropped after any error, with a
 //! pause before the next try.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::db::{Renew, Renewed};
 use crate::clock;
+use crate::dispatch::RenewReply;
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::health::Saved;
-use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
+use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, MAX_RECORD_ROWS, Room};
 use crate::store::destinations::{self, Disabled, OperationalEvent};
 use crate::store::presence;
 use crate::store::{self, ConnectOptions, Connection, StoreError};
@@ -229,6 +231,7 @@ pub(super) struct Work {
     pub(super) states: BTreeMap<DestinationId, Saved>,
     pub(super) disabled: Vec<(DestinationId, String)>,
     pub(super) events: Vec<OperationalEvent>,
+    pub(super) renewals: Vec<Renew>,
 }
 
 impl Work {
@@ -238,6 +241,7 @@ impl Work {
             && self.states.is_empty()
             && self.disabled.is_empty()
             && self.events.is_empty()
+            && self.renewals.is_empty()
     }
 
     /// Takes at most `rows` outcomes, up to half of them such as were set aside, and everything else.
@@ -250,6 +254,7 @@ impl Work {
             states: std::mem::take(&mut self.states),
             disabled: std::mem::take(&mut self.disabled),
             events: std::mem::take(&mut self.events),
+            renewals: std::mem::take(&mut self.renewals),
         }
     }
 
@@ -264,6 +269,7 @@ impl Work {
         left.disabled.append(&mut self.disabled);
         left.events.append(&mut self.events);
         left.events.truncate(MAX_EVENTS_WAITING);
+        left.renewals.append(&mut self.renewals);
         *self = left;
     }
 }
@@ -330,6 +336,9 @@ impl RecordLane {
             Some(connection) => connection,
             closed => closed.insert(store::connect(&self.options).await?),
         };
+        if !work.renewals.is_empty() {
+            renew(connection, &mut work.renewals).await?;
+        }
         if !work.outcomes.is_empty() {
             record(connection, &mut self.avoiding, work).await?;
         }
@@ -386,6 +395,30 @@ async fn record(connection: &mut Connection, avoiding: &mut bool, work: &mut Wor
     let locked = deliveries::record_unlocked(connection, outcomes).await?;
     work.locked.extend(work.outcomes.drain(..).filter(|outcome| locked.contains(&outcome.delivery)));
     *avoiding = !work.locked.is_empty();
+    Ok(())
+}
+
+/// Renews leases for all who asked, and tells them.
+async fn renew(connection: &mut Connection, asked: &mut Vec<Renew>) -> Result<(), StoreError> {
+    let mut leases: Vec<_> = asked.iter().flat_map(|renew| &renew.leases).copied().collect();
+    // As results are.
+    leases.sort_unstable();
+    let mut renewed = HashMap::new();
+    let mut locked = HashSet::new();
+    let sent = clock::now();
+    for some in leases.chunks(MAX_RECORD_ROWS) {
+        let renewals = deliveries::renew(connection, some).await?;
+        renewed.extend(renewals.renewed);
+        locked.extend(renewals.locked);
+    }
+    for Renew { leases, reply } in asked.drain(..) {
+        let ids = || leases.iter().map(|(id, _)| *id);
+        reply.do_send(Renewed(RenewReply {
+            renewed: ids().filter_map(|id| Some((id, *renewed.get(&id)?))).collect(),
+            locked: ids().filter(|id| locked.contains(id)).collect(),
+            expires: Some(sent + LEASE),
+        }));
+    }
     Ok(())
 }
 

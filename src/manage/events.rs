@@ -10,8 +10,7 @@ use uuid::Uuid;
 use super::input::{Faults, MAX_EVENT_TYPE, Time, has_nul, read_array, read_object, shown};
 use super::{Fault, FieldFault, List, Principal, deliveries};
 use crate::format::Format;
-use crate::model::{DbTime, Event, EventId, OrgId};
-use crate::store::destinations::OPERATIONAL_CATEGORY;
+use crate::model::{DbTime, Event, EventId, OPERATIONAL_CATEGORY, OrgId};
 use crate::store::events::{self, Filter, NewEvent, Posted, Refusal};
 use crate::store::{Connection, StoreError, deliveries as store_deliveries};
 

@@ -27,7 +27,7 @@ pub const MIN_FAILED_REQUESTS: u32 = 10;
 const WORTH_SAVING: Duration = Duration::from_secs(60);
 
 /// The limits of one destination's health.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Consecutive destination failures that trip the breaker.
     pub threshold: u32,

@@ -9,7 +9,10 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{StoreError, in_time};
-use crate::model::{DbTime, Destination, DestinationId, OrgId, RetryPolicy, Secret, Settings};
+use crate::model::{
+    DbTime, Destination, DestinationId, MAX_TIMEOUT, OPERATIONAL_CATEGORY, OrgId, RetryPolicy, Secret,
+    Settings,
+};
 use crate::policy::health::Saved;
 use crate::policy::keyring::{KeyRing, Locked};
 
@@ -57,7 +60,7 @@ macro_rules! columns {
         s.destination_id IS NOT NULL AS has_settings, s.payload_format,
         coalesce(public.posthaste_printed(s.format_options, 262144), '{}') AS format_options,
         s.rate_limit_per_second, s.rate_limit_burst,
-        s.max_in_flight, s.ordered, s.batch_wait_ms, s.max_age_seconds,
+        s.max_in_flight, s.ordered, s.batch_wait_ms, s.batch_max_events, s.batch_max_bytes, s.max_age_seconds,
         coalesce(public.posthaste_printed(s.extra_headers, 262144), '\"too large\"') AS extra_headers,
         s.signature_scheme, s.signature_header,
         s.previous_signing_secret, s.previous_secret_expires_at, s.gzip, s.tls_client_cert, s.tls_client_key,
@@ -128,7 +131,9 @@ fn read_destination(row: &PgRow) -> Result<Destination, sqlx::Error> {
 }
 
 fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
-    let destination = read_destination(row)?;
+    let mut destination = read_destination(row)?;
+    // An application's own schema may allow more than fits into a lease.
+    destination.timeout = destination.timeout.min(MAX_TIMEOUT);
     let saved = Saved {
         paused_until: row.try_get("paused_until")?,
         tripped_at: row.try_get("tripped_at")?,
@@ -157,6 +162,8 @@ fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
         max_in_flight: count("max_in_flight")?,
         ordered: row.try_get::<Option<_>, _>("ordered")?.unwrap_or(false),
         batch_wait: Duration::from_millis(u64::from(count("batch_wait_ms")?.unwrap_or(0))),
+        batch_max_events: count("batch_max_events")?,
+        batch_max_bytes: count("batch_max_bytes")?.map(|bytes| bytes as usize),
         max_age: count("max_age_seconds")?.map(|s| Duration::from_secs(u64::from(s))),
         extra_headers: secret("extra_headers")?.unwrap_or(default.extra_headers),
         signature_scheme: row.try_get("signature_scheme")?,
@@ -362,9 +369,6 @@ pub struct OperationalEvent {
     /// JSON text of the payload.
     pub payload: String,
 }
-
-/// The category of operational events; events of this category never create further ones.
-pub const OPERATIONAL_CATEGORY: &str = "webhook";
 
 const ANNOUNCE: &str = "
 INSERT INTO public.activity_logs (org_id, event_type, event_category, content, payload)

@@ -345,7 +345,8 @@ const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.n
     FROM public.webhook_destinations d
     JOIN public.posthaste_destination_settings s ON s.destination_id = d.id,
     LATERAL (VALUES
-        (s.batch_wait_ms > 0 AND d.batch_size = 1, 'batch_wait_ms has no effect with batch_size 1'),
+        (s.batch_wait_ms > 0 AND coalesce(s.batch_max_events, d.batch_size) = 1,
+            'batch_wait_ms has no effect with batch_size 1'),
         (s.ordered AND s.max_in_flight > 1,
             'max_in_flight has no effect: ordered destinations send one at a time'),
         (s.rate_limit_burst IS NOT NULL AND s.rate_limit_per_second IS NULL,

@@ -1,8 +1,8 @@
 //! A row that somebody changes between the moment at which a claim looks at it and that at which it locks it.
 //! The claim stands still in between, as the policy of its role waits for a lock of ours.
 
-use posthaste::model::{DbTime, DestinationId};
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room};
+use posthaste::model::{DbTime, DestinationId, Ordered};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room};
 use posthaste::store::{self, Connection};
 use uuid::Uuid;
 
@@ -54,7 +54,7 @@ impl Around {
         let options = store::seeing_policies(store::planned(store::options(&url).unwrap()));
         let mut connection = store::connect(&options.options([("lock_timeout", "0")])).await.unwrap();
         let sql = ClaimSql::read(&mut connection).await.unwrap();
-        let ask = Ask { destination, want: 3, since: None, max_bytes: 1 << 30, ordered };
+        let ask = Ask { destination, want: 3, since: None, max_bytes: 1 << 30, ordered, fill: None };
         let mut claims = Claims { sql, connection, ask };
 
         let mut gate = db.pool.begin().await.unwrap();

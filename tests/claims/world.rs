@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use posthaste::model::{DbTime, Delivery, DeliveryId, DestinationId, FailedAttempt, OrgId, Outcome, Status};
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Ordered, Room, record, record_unlocked, retry};
+use posthaste::model::{
+    DbTime, Delivery, DeliveryId, DestinationId, FailedAttempt, Ordered, OrgId, Outcome, Status,
+};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room, record, record_unlocked, retry};
 use posthaste::store::destinations::{self, Disabled};
 use posthaste::store::{self, Connection, jobs, presence};
 use sqlx::Row as _;
@@ -164,6 +166,7 @@ impl<'a> World<'a> {
             since: None,
             max_bytes: if one_byte { 1 } else { 1 << 30 },
             ordered: self.model.destinations[*of].ordered.then_some(Ordered::Everywhere),
+            fill: None,
         };
         of.iter().map(ask).collect()
     }

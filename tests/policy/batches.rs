@@ -270,6 +270,9 @@ async fn a_part_of_a_refused_batch_charges_nobody_when_it_fails_otherwise() {
     db.settled().await;
     // Without retries, one charge would have been the end of them.
     assert_eq!(db.deliveries("status = 'delivered' AND attempts = 1").await, 8);
-    assert_eq!(db.number("SELECT count(*) FROM posthaste_attempts WHERE NOT charged").await, 8);
+    assert_eq!(db.number("SELECT count(*) FROM posthaste_attempts").await, 0);
+    let mut sizes = sizes(&receiver);
+    sizes.sort_unstable();
+    assert_eq!(sizes, [2, 2, 2, 2, 4, 4, 8], "what fails becomes smaller");
     check_invariants(&db, &[&receiver]).await;
 }

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
-use super::{Claim, DbActor, Granted, Leased, MAX_RESULTS_WAITING};
-use crate::actors::claims::{Group, Line};
+use super::{Claim, DbActor, Granted, MAX_RESULTS_WAITING};
+use crate::actors::claims::Group;
 use crate::actors::lanes::ClaimLane;
+use crate::actors::limit::Held;
 use crate::clock;
+use crate::dispatch::{ClaimReply, Leased, Urgency};
 use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::courtesy::{Courtesy, FEW_ROWS, SMALL};
 use crate::store::StoreError;
@@ -45,8 +47,8 @@ impl Handler<Refresh> for DbActor {
 impl DbActor {
     /// Makes sure that the connections that claim live, and show others that this process does.
     fn refresh_claims(&mut self, ctx: &mut Context<Self>) {
-        for line in [Line::New, Line::Backlog] {
-            let Some(mut lane) = self.claim_lanes[line as usize].take() else { continue };
+        for urgency in [Urgency::New, Urgency::Backlog] {
+            let Some(mut lane) = self.claim_lanes[urgency as usize].take() else { continue };
             self.claiming += 1;
             let refresh = async move {
                 lane.refresh().await;
@@ -54,7 +56,7 @@ impl DbActor {
             };
             ctx.spawn(refresh.into_actor(self).map(move |lane, this, ctx| {
                 this.claiming -= 1;
-                this.put_back(line, lane, ctx);
+                this.put_back(urgency, lane, ctx);
                 this.record(ctx);
                 this.claim(ctx);
             }));
@@ -71,18 +73,18 @@ impl DbActor {
         }
     }
 
-    /// Starts a claim statement in each line where none is under way and somebody waits.
+    /// Starts a claim statement for each urgency where none is under way and somebody waits.
     pub(super) fn claim(&mut self, ctx: &mut Context<Self>) {
         // What cannot be recorded would be sent again and again.
         let waiting = self.work.outcomes.len() + self.work.locked.len();
         if self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING {
             return;
         }
-        self.claim_in(Line::New, ctx);
+        self.claim_in(Urgency::New, ctx);
         // Otherwise it comes back here when results are written.
         let is_its_turn = self.record_lane.is_some() || !self.holds_back();
         if waiting <= ENOUGH_RESULTS_WAITING && is_its_turn {
-            self.claim_in(Line::Backlog, ctx);
+            self.claim_in(Urgency::Backlog, ctx);
             let is_stuck = self.claims.len() > 0 && self.claiming == 0;
             if is_stuck && !std::mem::replace(&mut self.waits_for_bytes, true) {
                 self.bytes.wait_for_any(ctx.address().recipient());
@@ -100,18 +102,19 @@ impl DbActor {
 
     /// Whether a statement that claims from backlogs is under way.
     pub(super) fn is_claiming_backlogs(&self) -> bool {
-        self.claim_lanes[Line::Backlog as usize].is_none()
+        self.claim_lanes[Urgency::Backlog as usize].is_none()
     }
 
-    fn claim_in(&mut self, line: Line, ctx: &mut Context<Self>) {
-        let Some(mut lane) = self.claim_lanes[line as usize].take() else { return };
-        let rows = match line {
-            Line::Backlog if self.holds_back() => FEW_ROWS,
+    fn claim_in(&mut self, urgency: Urgency, ctx: &mut Context<Self>) {
+        let Some(mut lane) = self.claim_lanes[urgency as usize].take() else { return };
+        let rows = match urgency {
+            Urgency::Backlog if self.holds_back() => FEW_ROWS,
             _ => MAX_CLAIM_ROWS,
         };
-        let Group { claims, room } = self.claims.next(line, rows, &self.bytes, self.config.max_event_bytes);
+        let Group { claims, room } =
+            self.claims.next(urgency, rows, &self.bytes, self.config.max_event_bytes);
         if claims.is_empty() {
-            self.claim_lanes[line as usize] = Some(lane);
+            self.claim_lanes[urgency as usize] = Some(lane);
             return;
         }
         self.claiming += 1;
@@ -125,67 +128,66 @@ impl DbActor {
         ctx.spawn(work.into_actor(self).map(move |(lane, claims, sent, grants), this, ctx| {
             this.claiming -= 1;
             match grants {
-                Ok(grants) => this.grant(line, claims, sent, grants),
-                Err(error) => this.claim_failed(line, claims, &error),
+                Ok(grants) => this.grant(urgency, claims, sent, grants),
+                Err(error) => this.claim_failed(urgency, claims, &error),
             }
-            this.put_back(line, lane, ctx);
+            this.put_back(urgency, lane, ctx);
             this.record(ctx);
             this.claim(ctx);
         }));
     }
 
     /// Keeps a connection for the next statement.
-    fn put_back(&mut self, line: Line, lane: ClaimLane, ctx: &mut Context<Self>) {
+    fn put_back(&mut self, urgency: Urgency, lane: ClaimLane, ctx: &mut Context<Self>) {
         if lane.is_unseen() {
             self.show_soon(ctx);
         }
-        match line {
-            Line::New if lane.has_failed() => {
+        match urgency {
+            Urgency::New if lane.has_failed() => {
                 // The first one serves all for a while, and tells what is wrong if it fails as well.
                 self.claims.merge();
                 self.courtesy = Courtesy::default();
                 ctx.run_later(SECOND_LANE_REST, |this, _| this.add_second_lane(lane));
             }
-            Line::New => self.claim_lanes[Line::New as usize] = Some(lane),
-            Line::Backlog => {
+            Urgency::New => self.claim_lanes[Urgency::New as usize] = Some(lane),
+            Urgency::Backlog => {
                 if !self.has_second_lane
                     && let Some(second) = lane.beside()
                 {
                     self.has_second_lane = true;
                     self.add_second_lane(second);
                 }
-                self.claim_lanes[Line::Backlog as usize] = Some(lane);
+                self.claim_lanes[Urgency::Backlog as usize] = Some(lane);
             }
         }
     }
 
     fn add_second_lane(&mut self, lane: ClaimLane) {
         self.claims.split();
-        self.claim_lanes[Line::New as usize] = Some(lane);
+        self.claim_lanes[Urgency::New as usize] = Some(lane);
     }
 
-    fn grant(&mut self, line: Line, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
+    fn grant(&mut self, urgency: Urgency, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
         if self.claim_outage.ends() {
             log::info!("deliveries are claimed again");
         }
         let received = clock::now();
         let took = received.saturating_duration_since(sent);
         self.stats.claims.note(took);
-        self.claims.took(line, took);
+        self.claims.took(urgency, took);
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
-        self.note_courtesy(line, &claims, &grants, took, received);
+        self.note_courtesy(urgency, &claims, &grants, took, received);
         for claim in claims {
             let granted = grants.remove(&claim.ask.destination);
             let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
             self.stats.claimed += grant.deliveries.len() as u64;
-            let lease = |claimed: Claimed| Leased {
-                held: self.bytes.take(claim.org, claimed.delivery.event.bytes_held()),
-                delivery: claimed.delivery,
-                too_large: claimed.too_large,
-                expires: sent + LEASE,
+            let lease = |Claimed { delivery, too_large }: Claimed| {
+                let held = self.bytes.take(claim.org, delivery.event.bytes_held());
+                let bytes = delivery.event.payload.len();
+                Leased::new(delivery, too_large, bytes, sent + LEASE, held)
             };
-            let leased: Vec<Leased> = grant.deliveries.into_iter().map(lease).collect();
+            let leased: Vec<Leased<Held>> = grant.deliveries.into_iter().map(lease).collect();
             let behind = !grant.returned.is_empty();
             self.add_results(grant.returned);
             if !claim.reply.connected() {
@@ -193,21 +195,17 @@ impl DbActor {
                 self.add_results(unwanted);
                 continue;
             }
-            claim.reply.do_send(Granted {
-                leased,
-                more: grant.more,
-                next_due: grant.next_due,
-                reached: grant.reached,
-                behind,
-                clock: (grant.now != DbTime(0)).then(|| clock::DbClock::new(grant.now, received)),
-            });
+            let Grant { more, next_due, reached, now, .. } = grant;
+            let reply = ClaimReply { leased, more, next_due, reached, behind };
+            let clock = (now != DbTime(0)).then(|| clock::DbClock::new(now, received));
+            claim.reply.do_send(Granted { reply, clock });
         }
     }
 
     /// Compares how long something new took to be claimed, unless its own organization has a backlog.
     fn note_courtesy(
         &mut self,
-        line: Line,
+        urgency: Urgency,
         claims: &[Claim],
         grants: &HashMap<DestinationId, Grant>,
         took: Duration,
@@ -220,7 +218,7 @@ impl DbActor {
             self.courtesy.granted(claim.org, id, more);
         }
         let rows: usize = grants.values().map(|grant| grant.deliveries.len()).sum();
-        let is_new = line == Line::New && (1..=SMALL).contains(&rows);
+        let is_new = urgency == Urgency::New && (1..=SMALL).contains(&rows);
         if is_new && !claims.iter().any(|claim| self.courtesy.has_backlog(claim.org)) {
             let beside = self.is_claiming_backlogs() || self.record_lane.is_none();
             if self.courtesy.note(took, beside, now) {
@@ -240,9 +238,9 @@ impl DbActor {
     }
 
     /// Nobody is told: they keep waiting, and the first lane waits a little before it tries again.
-    fn claim_failed(&mut self, line: Line, claims: Vec<Claim>, error: &StoreError) {
+    fn claim_failed(&mut self, urgency: Urgency, claims: Vec<Claim>, error: &StoreError) {
         if error.is_about_size() {
-            self.claims.was_too_much(line);
+            self.claims.was_too_much(urgency);
             if let [claim] = &claims[..]
                 && claim.ask.want == 1
                 && error.is_an_answer()
@@ -253,7 +251,7 @@ impl DbActor {
                 return claim.reply.do_send(Granted::nothing());
             }
         }
-        if line == Line::New {
+        if urgency == Urgency::New {
             log::debug!("the second connection that claims failed, the first one takes over: {error}");
         } else if self.claim_outage.is_news(error, clock::now()) {
             log::error!("claiming deliveries failed, trying again until it works: {error}");

@@ -1,14 +1,11 @@
 //! The [`DestinationActor`]: everything about one destination, and nothing about any other.
 //!
-//! After whatever happens (a claim granted, a request ended, a hint, a timer) it runs
-//! `pump`: send what may be sent, then ask for more. It pulls; nobody pushes deliveries
-//! at it. Requests run in tasks of their own and report back with `Finished`, so a slow one never keeps the
-//! actor from its mailbox.
+//! What it does next is decided by its [`Machine`]; the actor translates messages into events, and effects
+//! into messages, timers, tasks and log lines. Requests run in tasks of their own and report back with
+//! `Finished`, so a slow one never keeps the actor from its mailbox. It pulls; nobody pushes deliveries at it.
 
-mod limiter;
-mod pump;
-mod ready;
-mod settle;
+mod rules;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,37 +16,26 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 
-use self::limiter::Limiter;
-use self::pump::Pace;
-use self::ready::{Batch, Cut, Ready};
+use self::rules::rules;
 use super::Shared;
-use super::db::{DbActor, Granted, Line, Remember};
+use super::db::{Claim, DbActor, Disable, Granted, Remember, Renew, Renewed};
 use super::limit::{Freed, Held};
-use super::outbox;
 use super::tally::Counting;
 use super::turns::Turn;
+use super::{outbox, turns};
 use crate::clock::{self, DbClock};
-use crate::model::{Attempt, DbTime, Destination, DestinationId};
-use crate::outbound::{Sender, Target};
-use crate::policy::health::{Health, Limits, Saved};
-use crate::store::deliveries::Ordered;
-
-/// Deliveries that one destination holds ready at most: about a second's work of a fast one.
-const MAX_READY: f64 = 1_000.0;
-/// The same for an ordered destination, which gives all of it back when one fails.
-const MAX_ORDERED_READY: f64 = 200.0;
-/// A due time computed here and one computed by the database differ by the way between them.
-const DUE_SLACK: Duration = Duration::from_millis(5);
-/// After trouble of our own (no descriptors left, a task that panicked) the destination rests for this long.
-const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
+use crate::dispatch::{self, Effect, Event, Machine, Moment};
+use crate::model::{Answer, Attempt, DbTime, Destination, DestinationId};
+use crate::outbound::{Request, Sender, Target};
+use crate::policy::health::{Saved, Standing};
+use crate::store::deliveries::Ask;
 
 /// From the supervisor: look again. It may say nothing more.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Wake;
 
-/// From the supervisor, at each poll, which does not look for work of a destination with a backlog: go on, if
-/// only to give back what has been ready for too long.
+/// From the supervisor, at each poll, which does not look for work of a destination with a backlog: go on.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct GoOn;
@@ -107,22 +93,13 @@ pub struct DestinationSnapshot {
     pub fault: Option<String>,
 }
 
-struct InFlight {
-    batch: Batch,
-    began: Instant,
-    started_at: DbTime,
-    probe: bool,
-    task: JoinHandle<()>,
-    _slot: Held,
-}
-
 /// Tells the supervisor when the actor is dropped, however that came about.
-struct Obituary {
+struct StopGuard {
     stopped: Stopped,
     to: Recipient<Stopped>,
 }
 
-impl Drop for Obituary {
+impl Drop for StopGuard {
     fn drop(&mut self) {
         outbox::flush();
         self.to.do_send(self.stopped);
@@ -146,51 +123,16 @@ pub struct Links {
 pub struct DestinationActor {
     destination: Box<Destination>,
     links: Links,
-    obituary: Obituary,
+    guard: StopGuard,
     sender: Result<Rc<Sender>, String>,
-    limiter: Limiter,
     counting: Counting,
-    health: Health,
-    saved: Saved,
     clock: DbClock,
-    ready: Ready,
-    /// By number, and so by age.
-    in_flight: BTreeMap<u64, InFlight>,
-    next_request: u64,
-    /// Requests in flight that the receiver has been found worth of.
-    width: usize,
-    /// When `width` last grew.
-    widened: Instant,
-    waits_to_widen: bool,
-    /// Something may be due that was not claimed yet.
-    hungry: bool,
-    claiming: bool,
-    /// A hint came since the last claim from the beginning, which may not have seen what it is about.
-    hinted: bool,
-    /// When that claim was asked for.
-    began: Instant,
-    /// How long after `began` the next one comes, while there is a backlog.
-    begin_again: Duration,
-    /// Results were sent that make deliveries due again: the next claim must see them.
-    behind: bool,
-    /// Whether the last claim left something.
-    line: Line,
-    /// Where the last claim stopped looking, and the next one goes on.
-    reached: Option<DbTime>,
-    /// How far an ordered claim has to look for leases of others.
-    ordered: Ordered,
-    waits_for_slot: bool,
-    waits_for_turn: bool,
-    /// The turn that was waited for, until it is used.
-    has_turn: bool,
-    /// The slot that was waited for, until it is used.
+    machine: Machine<Held>,
+    /// Requests in flight, each with its slot.
+    tasks: BTreeMap<u64, (JoinHandle<()>, Held)>,
+    /// The slot that the machine has asked for.
     slot: Option<Held>,
-    timer: Option<(SpawnHandle, Instant)>,
-    pace: Pace,
-    rest_until: Option<Instant>,
-    /// Nothing is sent any more: it was disabled, or is about to stop.
-    halted: bool,
-    retiring: bool,
+    alarm: Option<SpawnHandle>,
 }
 
 impl DestinationActor {
@@ -204,114 +146,158 @@ impl DestinationActor {
     ) -> Self {
         // Before anything else: what panics below is told as well.
         let stopped = Stopped { destination: destination.id, generation, clean: false };
-        let obituary = Obituary { stopped, to: links.stopped.clone() };
-        let mut actor = DestinationActor {
-            sender: Err(String::new()),
-            limiter: Limiter::new(&destination.settings),
+        let guard = StopGuard { stopped, to: links.stopped.clone() };
+        DestinationActor {
+            sender: compile(&destination, &links.shared),
             counting: links.shared.tallies.register(destination.id, destination.org),
-            health: Health::new(limits(&links.shared), saved),
-            saved,
             clock: db_clock,
-            ready: Ready::default(),
-            in_flight: BTreeMap::new(),
-            next_request: 0,
-            width: 0,
-            widened: clock::now(),
-            waits_to_widen: false,
-            hungry: false,
-            claiming: false,
-            hinted: false,
-            began: clock::now(),
-            begin_again: Duration::ZERO,
-            behind: false,
-            line: Line::New,
-            reached: None,
-            ordered: Ordered::Everywhere,
-            waits_for_slot: false,
-            waits_for_turn: false,
-            has_turn: false,
+            machine: Machine::new(rules(&destination, &links.shared), saved, clock::now()),
+            tasks: BTreeMap::new(),
             slot: None,
-            timer: None,
-            pace: Pace::new(clock::now()),
-            rest_until: None,
-            halted: false,
-            retiring: false,
-            obituary,
+            alarm: None,
+            guard,
             destination,
             links,
-        };
-        actor.sender = actor.compile();
-        actor
+        }
     }
 
-    fn compile(&self) -> Result<Rc<Sender>, String> {
-        match Target::compile(&self.destination, &self.links.shared.network) {
-            Ok(target) => Ok(Rc::new(Sender::new(target, &self.links.shared.network))),
-            Err(fault) => {
-                log::warn!("destination={} cannot be used: {fault}", self.destination.id);
-                Err(fault.to_string())
+    /// Has the machine decide, and does what it decided.
+    fn handle_event(&mut self, event: Event<Held>, ctx: &mut Context<Self>) {
+        self.decide(event);
+        self.perform_all(ctx);
+    }
+
+    fn perform_all(&mut self, ctx: &mut Context<Self>) {
+        while let Some(effect) = self.machine.next_effect() {
+            self.perform(effect, ctx);
+        }
+        self.counting.show(self.machine.in_flight(), self.machine.standing());
+    }
+
+    fn decide(&mut self, event: Event<Held>) {
+        let now = clock::now();
+        let busy = self.links.shared.slots.held() as u32;
+        self.machine.handle(event, Moment { now, db_now: self.clock.at(now), chance: fastrand::f64(), busy });
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let id = self.destination.id;
+        match effect {
+            Effect::AcquireSlot => {
+                // A slot that was waited for comes when another request has ended, and needs no turn.
+                if turns::may_start(self.destination.org, || ctx.address().recipient()) {
+                    self.acquire_slot(ctx);
+                }
+            }
+            Effect::ReleaseSlot => self.slot = None,
+            Effect::Send(request) => self.send(request, ctx),
+            Effect::Abort(request) => {
+                if let Some((task, _)) = self.tasks.remove(&request) {
+                    task.abort();
+                }
+            }
+            Effect::Claim(claim) => self.claim(claim, ctx),
+            Effect::Renew(leases) => self.db().do_send(Renew { leases, reply: ctx.address().recipient() }),
+            Effect::Record(outcomes) => outbox::record(&self.links.db, outcomes),
+            Effect::WakeAt(moment) => self.wake_at(moment, ctx),
+            Effect::Remember(saved) => self.db().do_send(Remember(id, saved)),
+            Effect::Backlog(has_backlog) => self.links.shared.backlogs.note(id, has_backlog),
+            Effect::Disable(reason) => self.db().do_send(Disable(id, reason)),
+            Effect::Tell(notice) => self.tell(notice),
+            Effect::Stop => {
+                self.guard.stopped.clean = true;
+                ctx.stop();
             }
         }
     }
 
-    fn most_in_flight(&self) -> u32 {
-        let settings = &self.destination.settings;
-        if settings.ordered {
-            return 1;
-        }
-        settings.max_in_flight.unwrap_or(self.links.shared.config.destination_in_flight)
-    }
-
-    fn batch_size(&self) -> usize {
-        self.destination.batch_size as usize
-    }
-
-    fn cut(&self) -> Cut {
-        Cut {
-            events: self.batch_size(),
-            bytes: self.links.shared.config.max_event_bytes,
-            wait: self.destination.settings.batch_wait,
-            timeout: self.destination.timeout,
+    /// Gets a slot of the process, now or when it is its organization's turn.
+    fn acquire_slot(&mut self, ctx: &mut Context<Self>) {
+        let slots = &self.links.shared.slots;
+        self.slot = slots.take_one_or_wait(self.destination.org, || ctx.address().recipient());
+        if self.slot.is_some() {
+            self.decide(Event::SlotAcquired);
         }
     }
 
-    /// Has the state written when it has changed.
-    fn remember(&mut self) {
-        let saved = self.health.saved(self.clock.now());
-        if saved != self.saved {
-            self.saved = saved;
-            self.db().do_send(Remember(self.destination.id, saved));
-        }
+    fn send(&mut self, send: dispatch::Send, ctx: &mut Context<Self>) {
+        let dispatch::Send { request, deliveries, as_batch, started_at } = send;
+        let Some(slot) = self.slot.take() else { return };
+        let sender = self.sender.clone();
+        let report =
+            Report { to: ctx.address(), finished: Some(Finished { request, attempt: panicked(started_at) }) };
+        let task = actix_rt::spawn(async move {
+            // Moved as a whole: it must be dropped when the task is.
+            let mut report = report;
+            #[cfg(test)]
+            assert_ne!(deliveries[0].event.event_type, "panic", "a test asked for it");
+            let attempt = match &sender {
+                Ok(sender) => {
+                    let attempt_number = deliveries[0].attempts + 1;
+                    let request =
+                        Request { deliveries: &deliveries, batch: as_batch, attempt_number, started_at };
+                    sender.attempt(request).await
+                }
+                Err(fault) => {
+                    Attempt { started_at, duration: Duration::ZERO, answer: Answer::Failed(fault.clone()) }
+                }
+            };
+            report.finished = Some(Finished { request, attempt });
+        });
+        self.tasks.insert(request, (task, slot));
     }
 
-    /// Looks for work again at `moment`, unless it will do so earlier.
-    fn look_at(&mut self, moment: Instant, ctx: &mut Context<Self>) {
-        if let Some((handle, at)) = self.timer {
-            if at <= moment {
-                return;
-            }
-            ctx.cancel_future(handle);
+    fn claim(&mut self, claim: dispatch::Claim, ctx: &mut Context<Self>) {
+        let dispatch::Claim { want, since, ordered, fill, after_results, urgency } = claim;
+        let ask = Ask { destination: self.destination.id, want, since, max_bytes: 0, ordered, fill };
+        let (org, reply) = (self.destination.org, ctx.address().recipient());
+        self.db().do_send(Claim { org, ask, after_results, urgency, reply });
+    }
+
+    fn wake_at(&mut self, moment: Instant, ctx: &mut Context<Self>) {
+        if let Some(alarm) = self.alarm.take() {
+            ctx.cancel_future(alarm);
         }
         let wait = moment.saturating_duration_since(clock::now());
-        let handle = ctx.run_later(wait, |this, ctx| {
-            this.timer = None;
-            this.look(ctx);
-        });
-        self.timer = Some((handle, moment));
+        self.alarm = Some(ctx.run_later(wait, |this, ctx| {
+            this.alarm = None;
+            this.handle_event(Event::TimeCame, ctx);
+        }));
     }
 
-    /// Looks for work again, and from the beginning before it rests.
-    fn look(&mut self, ctx: &mut Context<Self>) {
-        self.hungry = true;
-        self.hinted = true;
-        self.pump(ctx);
+    /// Whatever it is sent comes after the results from before.
+    fn db(&self) -> &Addr<DbActor> {
+        outbox::flush();
+        &self.links.db
     }
 }
 
-fn limits(shared: &Shared) -> Limits {
-    Limits {
-        threshold: shared.config.breaker_threshold,
-        auto_disable_after: shared.config.auto_disable_after,
+fn compile(destination: &Destination, shared: &Shared) -> Result<Rc<Sender>, String> {
+    match Target::compile(destination, &shared.network) {
+        Ok(target) => Ok(Rc::new(Sender::new(target, &shared.network))),
+        Err(fault) => {
+            log::warn!("destination={} cannot be used: {fault}", destination.id);
+            Err(fault.to_string())
+        }
+    }
+}
+
+fn panicked(started_at: DbTime) -> Attempt {
+    let answer = Answer::OurFault("posthaste: the request ended in a panic, please report this".into());
+    Attempt { started_at, duration: Duration::ZERO, answer }
+}
+
+/// Reports the end of a request when the task is dropped: by then it has its attempt, or has panicked.
+struct Report {
+    to: Addr<DestinationActor>,
+    finished: Option<Finished>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let Some(finished) = self.finished.take() {
+            self.to.do_send(finished);
+        }
     }
 }
 
@@ -324,7 +310,7 @@ impl Handler<Wake> for DestinationActor {
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
         self.links.woken.store(false, Ordering::Release);
-        self.look(ctx);
+        self.handle_event(Event::Woken, ctx);
     }
 }
 
@@ -332,7 +318,7 @@ impl Handler<GoOn> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, _: GoOn, ctx: &mut Self::Context) {
-        self.pump(ctx);
+        self.handle_event(Event::Polled, ctx);
     }
 }
 
@@ -340,11 +326,8 @@ impl Handler<Freed> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, Freed(slot): Freed, ctx: &mut Self::Context) {
-        self.waits_for_slot = false;
         self.slot = slot;
-        self.pump(ctx);
-        // Not needed any more: somebody else may have it.
-        self.slot = None;
+        self.handle_event(Event::SlotAcquired, ctx);
     }
 }
 
@@ -352,47 +335,44 @@ impl Handler<Turn> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, _: Turn, ctx: &mut Self::Context) {
-        self.waits_for_turn = false;
-        self.has_turn = true;
-        self.pump(ctx);
-        self.has_turn = false;
+        self.acquire_slot(ctx);
+        self.perform_all(ctx);
     }
 }
 
 impl Handler<Granted> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, granted: Granted, ctx: &mut Self::Context) {
-        self.claiming = false;
-        self.hungry = granted.more || self.hinted;
-        self.line = if granted.more { Line::Backlog } else { Line::New };
-        self.links.shared.backlogs.note(self.destination.id, granted.more && !self.halted);
-        self.behind |= granted.behind;
-        let goes_on = granted.more && !granted.behind && !self.destination.settings.ordered;
-        self.reached = granted.reached.or(self.reached).filter(|_| goes_on);
-        if let Some(clock) = granted.clock {
+    fn handle(&mut self, Granted { mut reply, clock }: Granted, ctx: &mut Self::Context) {
+        if let Some(clock) = clock {
             self.clock = clock;
         }
-        if !granted.leased.is_empty() {
-            // Not refused: there is no lease of anybody else.
-            self.ordered = Ordered::Near;
+        if let Ok(sender) = &self.sender {
+            let format = sender.target().format();
+            reply
+                .leased
+                .iter_mut()
+                .for_each(|leased| leased.bytes = format.event_bytes(&leased.delivery.event));
         }
-        if let Some(due) = granted.next_due {
-            self.look_at(clock::now() + due.since(self.clock.now()) + DUE_SLACK, ctx);
-        }
-        self.accept(granted.leased);
-        self.pump(ctx);
+        self.handle_event(Event::Claimed(reply), ctx);
+    }
+}
+
+impl Handler<Renewed> for DestinationActor {
+    type Result = ();
+
+    fn handle(&mut self, Renewed(reply): Renewed, ctx: &mut Self::Context) {
+        self.handle_event(Event::Renewed(reply), ctx);
     }
 }
 
 impl Handler<Finished> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, finished: Finished, ctx: &mut Self::Context) {
-        if let Some(ended) = self.in_flight.remove(&finished.request) {
-            self.settle(ended, finished.attempt, ctx);
-            self.pump(ctx);
-        }
+    fn handle(&mut self, Finished { request, attempt }: Finished, ctx: &mut Self::Context) {
+        // Its slot is free for somebody else from now on.
+        self.tasks.remove(&request);
+        self.handle_event(Event::Finished { request, attempt }, ctx);
     }
 }
 
@@ -401,35 +381,13 @@ impl Handler<Reconfigure> for DestinationActor {
 
     fn handle(&mut self, Reconfigure(destination, saved): Reconfigure, ctx: &mut Self::Context) {
         log::info!("destination={} has changed", destination.id);
-        if self.halted {
-            // It asked to be disabled and is loaded as enabled: that life is over, the supervisor starts
-            // another one.
-            self.retiring = true;
-            self.pump(ctx);
-            return;
-        }
-        let rate = |d: &Destination| (d.settings.rate_limit_per_second, d.settings.rate_limit_burst);
-        if rate(&destination) != rate(&self.destination) {
-            self.limiter = Limiter::new(&destination.settings);
-        }
-        if destination.settings.ordered != self.destination.settings.ordered {
-            self.ordered = Ordered::Everywhere;
-            // A claim under way goes by the other order.
-            self.begin_again = Duration::ZERO;
-            let all = self.ready.take_all();
-            self.return_unsent(all);
-        }
         // Encrypting a secret, for one, changes the row and not the destination: connections are kept.
-        if destination != self.destination {
+        if destination != self.destination && !self.machine.is_halted() {
+            self.sender = compile(&destination, &self.links.shared);
             self.destination = destination;
-            self.sender = self.compile();
         }
-        if saved == Saved::default() && self.saved != saved {
-            self.health = Health::new(limits(&self.links.shared), saved);
-            self.saved = saved;
-        }
-        self.health.reconfigured(self.clock.now(), limits(&self.links.shared));
-        self.look(ctx);
+        let rules = rules(&self.destination, &self.links.shared);
+        self.handle_event(Event::Reconfigured(Box::new(rules), saved), ctx);
     }
 }
 
@@ -446,22 +404,10 @@ impl Handler<Retire> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, Retire(grace): Retire, ctx: &mut Self::Context) {
-        self.halted = true;
-        self.retiring = true;
-        self.links.shared.backlogs.note(self.destination.id, false);
         if let Some(grace) = grace {
-            ctx.run_later(grace, |this, ctx| {
-                let aborted: Vec<InFlight> = std::mem::take(&mut this.in_flight).into_values().collect();
-                for in_flight in aborted {
-                    in_flight.task.abort();
-                    this.return_unsent(in_flight.batch.leased);
-                }
-                // A claim that is still under way gives itself back when nobody is there to take it.
-                this.claiming = false;
-                this.pump(ctx);
-            });
+            ctx.run_later(grace, |this, ctx| this.handle_event(Event::GraceOver, ctx));
         }
-        self.pump(ctx);
+        self.handle_event(Event::Retired, ctx);
     }
 }
 
@@ -471,10 +417,10 @@ impl Handler<Snapshot> for DestinationActor {
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> DestinationSnapshot {
         DestinationSnapshot {
             destination: self.destination.id,
-            ready: self.ready.len(),
-            in_flight: self.in_flight.len(),
-            tripped: self.health.is_tripped(),
-            paused_until: self.health.saved(self.clock.now()).paused_until,
+            ready: self.machine.ready(),
+            in_flight: self.machine.in_flight(),
+            tripped: self.machine.standing() == Standing::Tripped,
+            paused_until: self.machine.saved(self.clock.now()).paused_until,
             fault: self.sender.as_ref().err().cloned(),
         }
     }

@@ -57,6 +57,8 @@ pub(super) fn show(view: &View) {
         ("burst", settings.rate_limit_burst.map(|burst| burst.to_string())),
         ("in flight", settings.max_in_flight.map(|most| most.to_string())),
         ("ordered", yes(settings.ordered, "yes")),
+        ("events per batch", settings.batch_max_events.map(|events| events.to_string())),
+        ("bytes per batch", settings.batch_max_bytes.map(|bytes| bytes.to_string())),
         ("batches wait", (settings.batch_wait_ms > 0).then(|| format!("{} ms", settings.batch_wait_ms))),
         ("maximum age", settings.max_age_seconds.map(|age| format!("{age} s"))),
         ("extra headers", names(&settings.extra_header_names)),

@@ -125,10 +125,19 @@ pub struct SettingsChanges {
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
     pub ordered: Given<bool>,
-    /// How long a batch waits to fill, 0 (the default) to 10,000 ms.
+    /// How long a batch waits to fill, 0 (the default) to 300,000 ms.
     #[serde(default)]
-    #[schema(value_type = Option<i64>, minimum = 0, maximum = 10000)]
+    #[schema(value_type = Option<i64>, minimum = 0, maximum = 300000)]
     pub batch_wait_ms: Given<i64>,
+    /// Events per request, 1 to 10,000; null, the default: `batch_size`.
+    #[serde(default)]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 10000)]
+    pub batch_max_events: Given<i64>,
+    /// Bytes of JSON per request, 1,024 to 67,108,864; null, the default: `POSTHASTE_MAX_EVENT_BYTES`. A
+    /// single event may have more.
+    #[serde(default)]
+    #[schema(value_type = Option<i64>, minimum = 1024, maximum = 67108864)]
+    pub batch_max_bytes: Given<i64>,
     /// Older deliveries are given up, 1 s or more; null, the default: never.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1)]
@@ -289,9 +298,20 @@ impl SettingsChanges {
         );
         set_count(&mut to.max_in_flight, self.max_in_flight, "settings.max_in_flight", 1..=10_000, faults);
         set(&mut to.ordered, self.ordered, "settings.ordered", false, faults);
-        if let Some(wait) = number(self.batch_wait_ms, "settings.batch_wait_ms", 0, 0..=10_000, faults) {
+        if let Some(wait) = number(self.batch_wait_ms, "settings.batch_wait_ms", 0, 0..=300_000, faults) {
             to.batch_wait = Duration::from_millis(wait as u64);
         }
+        set_count(
+            &mut to.batch_max_events,
+            self.batch_max_events,
+            "settings.batch_max_events",
+            1..=10_000,
+            faults,
+        );
+        let mut bytes = to.batch_max_bytes.map(|bytes| bytes as u32);
+        let bounds = 1 << 10..=64 << 20;
+        set_count(&mut bytes, self.batch_max_bytes, "settings.batch_max_bytes", bounds, faults);
+        to.batch_max_bytes = bytes.map(|bytes| bytes as usize);
         let mut age = to.max_age.map(|age| age.as_secs() as u32);
         set_count(&mut age, self.max_age_seconds, "settings.max_age_seconds", 1..=MOST, faults);
         to.max_age = age.map(|seconds| Duration::from_secs(seconds.into()));

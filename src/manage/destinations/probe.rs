@@ -11,11 +11,14 @@ use uuid::Uuid;
 use super::{Setup, written};
 use crate::clock::{self, DbClock};
 use crate::manage::Fault;
-use crate::model::{Answer, DbTime, Delivery, DeliveryId, Destination, DestinationId, Event, EventId, OrgId};
+use crate::model::{
+    Answer, DbTime, Delivery, DeliveryId, Destination, DestinationId, Event, EventId, OPERATIONAL_CATEGORY,
+    OrgId,
+};
 use crate::outbound::{Network, Request, Sender, Target};
 use crate::policy::classify::{Verdict, classify, message};
 use crate::store::Connection;
-use crate::store::destinations::{OPERATIONAL_CATEGORY, desk};
+use crate::store::destinations::desk;
 
 /// The type of the event that is sent.
 const TEST_TYPE: &str = "webhook.test";

@@ -89,6 +89,10 @@ pub struct SettingsView {
     pub ordered: bool,
     /// How long a batch waits to fill.
     pub batch_wait_ms: u64,
+    /// Events per request; null: `batch_size`.
+    pub batch_max_events: Option<u32>,
+    /// Bytes of JSON per request; null: as the dispatcher is configured.
+    pub batch_max_bytes: Option<usize>,
     /// Older deliveries are given up; null: never.
     pub max_age_seconds: Option<u64>,
     /// The names of further headers. Their values are not shown.
@@ -152,6 +156,8 @@ impl SettingsView {
             max_in_flight: settings.max_in_flight,
             ordered: settings.ordered,
             batch_wait_ms: settings.batch_wait.as_millis() as u64,
+            batch_max_events: settings.batch_max_events,
+            batch_max_bytes: settings.batch_max_bytes,
             max_age_seconds: settings.max_age.map(|age| age.as_secs()),
             extra_header_names: headers.into_iter().map(|(name, _)| name).collect(),
             signature_scheme: settings.signature_scheme,

@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use super::LEASE;
 use super::claim_sql::{
-    ANSWER, CLAIM, CLAIM_ORDERED, CREATED_AT, LEASED, LOCK_ORDERED, NEXT, NEXT_ORDERED, NULLS, PLAIN, TAKE,
-    TAKE_MEASURED, UNCHANGED,
+    ANSWER, CLAIM, CLAIM_ORDERED, COUNTED, COUNTED_ORDERED, CREATED_AT, FILLED, LEASED, LOCK_ORDERED, NEXT,
+    NEXT_ORDERED, NULLS, PLAIN, TAKE, TAKE_MEASURED, UNCHANGED,
 };
 use crate::model::{
-    DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, OrgId, Outcome,
+    DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, Fill, Ordered, OrgId,
+    Outcome,
 };
 use crate::store::{StoreError, in_time};
 
@@ -40,6 +41,8 @@ pub struct Ask {
     pub max_bytes: u64,
     /// Claim in insertion order, nothing while a lease is live.
     pub ordered: Option<Ordered>,
+    /// Nothing until a batch of this is there, or one has waited for long enough.
+    pub fill: Option<Fill>,
 }
 
 /// How much one claim may read for all who ask.
@@ -59,15 +62,6 @@ impl Room {
         let of = |bytes: u64| (bytes / all.max(1) as u64 * part as u64).max(1);
         Room { planned: of(self.planned), most: of(self.most), ..self }
     }
-}
-
-/// How thoroughly an ordered claim looks for live leases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ordered {
-    /// Among the next rows, where an ordered claim would have put them.
-    Near,
-    /// Much further: the destination may have been unordered a moment ago.
-    Everywhere,
 }
 
 /// What one destination got from a claim.
@@ -169,9 +163,12 @@ impl ClaimSql {
         );
         let size = format!("(least($7, {text_bytes}) + {payload} + {EVENT_OVERHEAD_BYTES})::int");
         let overhead = EVENT_OVERHEAD_BYTES.to_string();
-        let text = |claim: &str, take: &str, next: &str, order: &str| {
+        let text = |claim: &str, take: &str, [from, counted, next, order]: [&str; 4]| {
             // What comes later may stand in what comes earlier.
             let parts = [
+                ("{FILLED}", FILLED),
+                ("{COUNTED}", counted),
+                ("{FROM}", from),
                 ("{TAKE}", take),
                 ("{ANSWER}", ANSWER),
                 ("{LEASED}", LEASED),
@@ -187,13 +184,13 @@ impl ClaimSql {
             ];
             Arc::from(parts.iter().fold(claim.to_owned(), |text, (name, part)| text.replace(name, part)))
         };
-        let texts = |claim: &str, next: &str, order: &str| Texts {
-            plain: text(claim, TAKE, next, order),
-            measured: text(claim, TAKE_MEASURED, next, order),
+        let texts = |claim: &str, parts: [&str; 4]| Texts {
+            plain: text(claim, TAKE, parts),
+            measured: text(claim, TAKE_MEASURED, parts),
         };
         ClaimSql {
-            claim: texts(CLAIM, NEXT, "next_retry_at"),
-            claim_ordered: texts(CLAIM_ORDERED, NEXT_ORDERED, "created_at"),
+            claim: texts(CLAIM, ["since", COUNTED, NEXT, "next_retry_at"]),
+            claim_ordered: texts(CLAIM_ORDERED, ["lookahead", COUNTED_ORDERED, NEXT_ORDERED, "created_at"]),
         }
     }
 
@@ -289,7 +286,9 @@ where
         .bind(LEASE)
         .bind(floor)
         .bind(i32::try_from(room.max_event_bytes).unwrap_or(i32::MAX))
-        .bind(bigint(room.planned));
+        .bind(bigint(room.planned))
+        .bind(asks.iter().map(|ask| ask.fill.map(|fill| fill.events as i32)).collect::<Vec<_>>())
+        .bind(asks.iter().map(|ask| ask.fill.map(|fill| fill.wait.as_micros() as i64)).collect::<Vec<_>>());
     let mut grants: Vec<Grant> = asks.iter().map(|ask| Grant::none(ask.destination)).collect();
     let mut place = std::collections::HashMap::with_capacity(asks.len());
     place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));

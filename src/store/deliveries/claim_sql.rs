@@ -1,7 +1,7 @@
 //! The texts of the claim statements; [`super::claim`] completes and runs them.
 
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte
-/// limit of all. Each search is in the order of the index that it should use, as sessions sort nothing that
+/// limit of all, and, where a batch waits to fill, its rows and its wait. Each search is in the order of the index that it should use, as sessions sort nothing that
 /// they can have in order (see [`crate::store::planned`]). Ends with [`TAKE`] or [`TAKE_MEASURED`].
 ///
 /// The rows come with `kind` 0; then one row of kind 1 for each destination, with what falls due next and
@@ -9,10 +9,11 @@
 /// missing then was changed at that moment, and left.
 pub(super) const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
-ask AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::int[], $3::timestamp[], $4::bigint[])
-        WITH ORDINALITY AS a(destination_id, want, since, max_bytes, turn)
+asked AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::timestamp[], $4::bigint[], $9::int[], $10::bigint[])
+        WITH ORDINALITY AS a(destination_id, want, since, max_bytes, fill, wait_us, turn)
 ),
+{FILLED}
 picked AS MATERIALIZED (
     SELECT a.max_bytes, a.turn, p.*
     FROM ask a CROSS JOIN clock c CROSS JOIN LATERAL (
@@ -46,6 +47,50 @@ picked AS MATERIALIZED (
 ),
 {TAKE}";
 
+/// Whoever waits for a batch to fill wants as many rows as make whole ones, or, when the first of them has
+/// waited for long enough, what there is, or nothing. Nobody else's rows are counted.
+pub(super) const FILLED: &str = "
+ask AS MATERIALIZED (
+    SELECT a.destination_id, a.{FROM}, a.max_bytes, a.turn,
+        CASE WHEN a.fill IS NULL THEN a.want
+            WHEN f.rows >= a.fill THEN least(a.want, f.rows / a.fill * a.fill)
+            WHEN f.first <= c.now - a.wait_us * interval '1 microsecond' THEN a.want
+            ELSE 0 END AS want,
+        CASE WHEN f.rows < a.fill THEN
+            nullif(greatest(f.first + a.wait_us * interval '1 microsecond', c.now), c.now) END AS filled_at
+    FROM asked a CROSS JOIN clock c CROSS JOIN LATERAL (
+        SELECT count(*)::int AS rows, min(d.due) AS first FROM ({COUNTED}) d
+    ) f
+),";
+
+/// The rows that [`FILLED`] counts.
+pub(super) const COUNTED: &str = "
+            (SELECT d.next_retry_at AS due FROM public.webhook_deliveries d
+            WHERE a.fill IS NOT NULL AND d.destination_id = a.destination_id
+              AND d.status IN ('pending', 'failed')
+              AND d.next_retry_at >= a.since AND d.next_retry_at <= c.now
+              AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)
+                   AND d.last_attempt_at >= d.next_retry_at) IS NOT TRUE
+            ORDER BY d.next_retry_at
+            LIMIT greatest(a.fill, a.want))
+            UNION ALL
+            (SELECT d.created_at FROM public.webhook_deliveries d
+            WHERE a.fill IS NOT NULL AND d.destination_id = a.destination_id
+              AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL
+              AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)) IS NOT TRUE
+            ORDER BY d.next_retry_at
+            LIMIT greatest(a.fill, a.want))";
+
+/// As [`COUNTED`], for ordered destinations.
+pub(super) const COUNTED_ORDERED: &str = "
+            SELECT coalesce(q.next_retry_at, q.created_at) AS due FROM (
+                SELECT d.next_retry_at, d.created_at FROM public.webhook_deliveries d
+                WHERE a.fill IS NOT NULL AND d.destination_id = a.destination_id
+                  AND d.status IN ('pending', 'failed')
+                ORDER BY d.created_at, d.id
+                LIMIT greatest(a.fill, a.want)
+            ) q WHERE q.next_retry_at IS NULL OR q.next_retry_at <= c.now";
+
 /// Where a claim finds what falls due next, for [`ANSWER`].
 pub(super) const NEXT: &str = "
     SELECT d.next_retry_at FROM public.webhook_deliveries d
@@ -63,10 +108,11 @@ pub(super) const LOCK_ORDERED: &str = "
 /// queue up to the first delivery that is not due, or is being changed.
 pub(super) const CLAIM_ORDERED: &str = "
 WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
-ask AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[])
-        WITH ORDINALITY AS a(destination_id, want, lookahead, max_bytes, turn)
+asked AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::bigint[], $9::int[], $10::bigint[])
+        WITH ORDINALITY AS a(destination_id, want, lookahead, max_bytes, fill, wait_us, turn)
 ),
+{FILLED}
 free AS MATERIALIZED (
     SELECT a.* FROM ask a CROSS JOIN clock c WHERE NOT EXISTS (
         SELECT FROM (
@@ -225,7 +271,8 @@ pub(super) const CREATED_AT: &str = "coalesce(\
 /// The rows of the kinds 0 and 1.
 pub(super) const ANSWER: &str = "SELECT 0::int2 AS kind, t.* FROM taken t
 UNION ALL
-SELECT 1::int2, a.destination_id, c.now, NULL::uuid, (SELECT rows FROM total), {NULLS}, ({NEXT})
+SELECT 1::int2, a.destination_id, c.now, NULL::uuid, (SELECT rows FROM total), {NULLS},
+    least(({NEXT}), a.filled_at)
 FROM ask a CROSS JOIN clock c";
 
 /// The columns of `taken` between `attempts` and `next_retry_at`.

@@ -15,13 +15,15 @@ mod claim;
 mod claim_sql;
 pub mod list;
 mod record;
+mod renew;
 mod requeue;
 
 use std::time::Duration;
 
-pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Ordered, Room};
+pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Room};
 pub(super) use self::claim::{OPTIONAL_COLUMNS, event_columns};
 pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
+pub use self::renew::{Renewals, renew};
 pub use self::requeue::{Retried, retry};
 pub(super) use self::requeue::{not_leased, requeued};
 

@@ -153,12 +153,12 @@ fn read(row: &PgRow) -> Result<Written, sqlx::Error> {
     })
 }
 
-/// The columns of the settings that people set, $16 to $30 in both statements.
+/// The columns of the settings that people set, $16 to $32 in both statements.
 macro_rules! settings {
     () => {
         "destination_id, payload_format, format_options, rate_limit_per_second, rate_limit_burst,
          max_in_flight, ordered, batch_wait_ms, max_age_seconds, extra_headers, signature_scheme,
-         signature_header, gzip, tls_client_cert, tls_client_key, tls_ca"
+         signature_header, gzip, tls_client_cert, tls_client_key, tls_ca, batch_max_events, batch_max_bytes"
     };
 }
 
@@ -169,7 +169,7 @@ macro_rules! set_settings {
             settings!(),
             ")
              SELECT id, $16, $17::jsonb, $18, $19, $20, $21, $22, $23, $24::jsonb, $25, $26, $27, $28, $29,
-                $30
+                $30, $31, $32
              FROM ",
             $table,
             " WHERE $15::boolean"
@@ -177,14 +177,14 @@ macro_rules! set_settings {
     };
 }
 
-/// With a limit ($31), only while the organization has fewer destinations. Nothing is locked for it, as
+/// With a limit ($33), only while the organization has fewer destinations. Nothing is locked for it, as
 /// whatever could be locked is what deliveries need as well: requests at the same moment, of which there are
 /// as many as connections, may each find the last place free.
 const INSERT: &str = concat!(
     "WITH room AS MATERIALIZED (
-        SELECT $31::bigint IS NULL OR $31 > (
+        SELECT $33::bigint IS NULL OR $33 > (
             SELECT count(*)
-            FROM (SELECT FROM public.webhook_destinations w WHERE w.org_id = $1 LIMIT $31) w) AS is_left
+            FROM (SELECT FROM public.webhook_destinations w WHERE w.org_id = $1 LIMIT $33) w) AS is_left
     ),
     created AS (
         INSERT INTO public.webhook_destinations (org_id, id, name, url, auth_type, auth_config, event_types,
@@ -224,14 +224,14 @@ const UPDATE: &str = concat!(
         LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
         WHERE w.org_id = $1 AND w.id = $2 AND ",
     version!(),
-    " = $31
+    " = $33
         FOR NO KEY UPDATE OF w
     ),
     updated AS (
         UPDATE public.webhook_destinations w SET name = $3, url = $4, auth_type = $5,
             auth_config = $6::jsonb, event_types = $7, enabled = $9,
             -- one that is too large to be read stays as it is
-            event_filter = CASE WHEN $32::boolean THEN $8::jsonb ELSE w.event_filter END,
+            event_filter = CASE WHEN $34::boolean THEN $8::jsonb ELSE w.event_filter END,
             batch_size = $10, timeout_ms = $11, retry_max = $12, retry_backoff_ms = $13,
             signing_secret = $14, updated_at = timezone('UTC', clock_timestamp())
         FROM held WHERE w.id = held.id RETURNING w.id
@@ -247,7 +247,8 @@ const UPDATE: &str = concat!(
             max_age_seconds = excluded.max_age_seconds, extra_headers = excluded.extra_headers,
             signature_scheme = excluded.signature_scheme, signature_header = excluded.signature_header,
             gzip = excluded.gzip, tls_client_cert = excluded.tls_client_cert,
-            tls_client_key = excluded.tls_client_key, tls_ca = excluded.tls_ca
+            tls_client_key = excluded.tls_client_key, tls_ca = excluded.tls_ca,
+            batch_max_events = excluded.batch_max_events, batch_max_bytes = excluded.batch_max_bytes
     )
     SELECT id FROM updated"
 );
@@ -267,7 +268,7 @@ pub async fn update(
     Ok(in_time(query.fetch_optional(db)).await?.is_some())
 }
 
-/// Binds $1 to $30.
+/// Binds $1 to $32.
 fn bind<'q>(
     sql: &'static str,
     written: &'q Written,
@@ -309,6 +310,8 @@ fn bind<'q>(
         .bind(&settings.tls_client_cert)
         .bind(settings.tls_client_key.as_ref().map(Secret::reveal))
         .bind(&settings.tls_ca)
+        .bind(number(settings.batch_max_events))
+        .bind(settings.batch_max_bytes.map(|bytes| i32::try_from(bytes).unwrap_or(i32::MAX)))
 }
 
 const FILTER_FAULT: &str = "SELECT public.posthaste_filter_fault($1::jsonb)";
