@@ -25,8 +25,8 @@
 //!    next poll would find the same ([`store::listener`], [`store::destinations`]).
 //! 3. The [`actors::destination`] asks the [`actors::db`] for work. Asks of many destinations become one
 //!    statement, which leases deliveries and reads their events ([`store::deliveries`]).
-//! 4. Breaker, pause, rate limit and the limits in flight permitting, it makes a batch and starts a request
-//!    ([`policy::health`], [`actors::limit`]).
+//! 4. Breaker, pause, rate limit and the limits in flight permitting, it makes a batch and starts a request.
+//!    What it does next is decided in [`dispatch`], with [`policy::health`]; [`actors::limit`] is for all.
 //! 5. The body is written in the destination's [`format`](mod@format), signed ([`policy::signature`]), and
 //!    sent to an address that the egress rules allow ([`outbound`], [`policy::egress`]).
 //! 6. What came back becomes a verdict, and the verdict a change of the row: delivered, to be tried again,
@@ -44,6 +44,7 @@
 //! | [`clock`] | the only file that asks for the time |
 //! | [`policy`] | decisions: pure functions of their arguments |
 //! | [`format`](mod@format) | bodies |
+//! | [`dispatch`] | what a destination does next: events in, effects out, time as an argument |
 //! | [`store`] | the only SQL |
 //! | [`outbound`] | the only HTTP client |
 //! | [`actors`] | who does what when; what they count is in [`actors::tally`] |
@@ -51,7 +52,7 @@
 //! | [`admin`] | the HTTP server; [`admin::metrics`] is a page of it |
 //! | [`embedded`] | a private PostgreSQL |
 //!
-//! Imports point one way: model ← policy, format ← store, outbound ← actors ← manage ← admin ← cli.
+//! Imports point one way: model ← policy, format ← dispatch, store, outbound ← actors ← manage ← admin ← cli.
 //! `tests/tidy.rs` holds it.
 //!
 //! # What always holds
@@ -60,7 +61,8 @@
 //! - **No transaction and no database connection is held during a request.** A slow receiver costs a slot,
 //!   not a lock.
 //! - **Every claimed delivery is leased in its row**, and nothing else says that it is ours. No request
-//!   starts that could outlast its lease.
+//!   starts that could outlast its lease; what takes longer renews it and goes on where it was.
+//! - **A refused batch only becomes smaller**, and what waits to fill a batch is not leased.
 //! - **`delivered` is recorded whenever it is true; anything else only under our own lease.**
 //! - **Our faults are charged to nobody**: not the database's absence, not a shutdown, not a missing
 //!   descriptor.

@@ -396,6 +396,8 @@ pub enum Answer {
 pub struct Outcome {
     /// Which delivery.
     pub delivery: DeliveryId,
+    /// To which destination.
+    pub destination: DestinationId,
     /// The lease under which it happened: [`Delivery::claimed_at`].
     pub claimed_at: DbTime,
     /// What happens to the row.
@@ -418,6 +420,7 @@ impl Outcome {
     pub fn given_back(delivery: &Delivery) -> Outcome {
         Outcome {
             delivery: delivery.id,
+            destination: delivery.destination,
             claimed_at: delivery.claimed_at,
             change: Change::GivenBack,
             last_attempt_at: delivery.previous_attempt_at,

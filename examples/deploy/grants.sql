@@ -19,6 +19,9 @@ GRANT UPDATE (enabled, updated_at) ON public.webhook_destinations TO :"role";
 GRANT SELECT ON public.posthaste_destination_settings TO :"role";
 GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_destination_state TO :"role";
 
+-- What cannot be done for a lasting reason, for `posthaste check`.
+GRANT SELECT, INSERT, UPDATE, DELETE ON public.posthaste_faults TO :"role";
+
 -- What to send. INSERT only for --operational-events and for events that are posted to the API.
 GRANT SELECT, INSERT ON public.activity_logs TO :"role";
 

@@ -146,6 +146,7 @@ pub fn advance(asks: &mut [Ask], grants: &[Grant]) {
 fn delivered(delivery: &Delivery) -> Outcome {
     Outcome {
         delivery: delivery.id,
+        destination: delivery.destination,
         claimed_at: delivery.claimed_at,
         change: Change::Delivered,
         last_attempt_at: Some(delivery.claimed_at),

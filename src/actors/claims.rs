@@ -104,8 +104,8 @@ impl Claims {
     }
 
     /// The claims of the next statement of this urgency, for at most `most_rows`, in fair order, with their
-    /// shares of the bytes that are free; none if nobody waits who may have any. The other one's statement may
-    /// be under way: each gets half of what is free.
+    /// shares of the bytes that are free; none if nobody waits who may have any. A statement of the other
+    /// urgency may be under way: each gets half of what is free.
     pub(super) fn next(
         &mut self,
         urgency: Urgency,
@@ -116,10 +116,17 @@ impl Claims {
         let queue = &mut self.queues[urgency as usize];
         let most_rows = most_rows.min(queue.rows);
         let mut claims: Vec<Claim> = Vec::new();
-        let mut rows = 0;
+        let (mut rows, mut most) = (0, usize::MAX);
         while rows < most_rows
-            && let Some((_, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
+            && claims.len() < most
+            && let Some((org, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
         {
+            if claim.most_beside <= claims.len() {
+                // It comes with fewer, next time.
+                queue.waiting.push(org, claim);
+                break;
+            }
+            most = most.min(claim.most_beside);
             claim.ask.want = claim.ask.want.min((most_rows - rows) as u32);
             rows += claim.ask.want as usize;
             claims.push(claim);

@@ -1,6 +1,6 @@
 //! The [`DbActor`]: all claims and all results pass through here and become statements for many rows.
 //!
-//! Three lanes, each with a connection of its own and one statement under way: what arrives meanwhile is
+//! Three connections, each with one statement under way: what arrives meanwhile is
 //! merged into the next (group commit). One writes results, one claims from backlogs, one claims what is new;
 //! where they are in each other's way, the backlogs hold back ([`crate::policy::courtesy`]).
 //! Claims wait in fair queues, so that an organization with a thousand destinations takes turns with one that
@@ -8,6 +8,7 @@
 //! is bounded by what was claimed.
 
 mod claiming;
+mod refused;
 
 use std::time::Duration;
 
@@ -15,12 +16,16 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 
 pub use self::claiming::Refresh;
+pub use self::refused::CannotLoad;
 use super::Lifeline;
+use super::claim_connection::ClaimConnection;
 use super::claims::Claims;
-use super::lanes::{ClaimLane, RecordLane, Work};
+use super::faults::Faults;
 use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
+use super::record_connection::RecordConnection;
 use super::tally::{self, Histogram, RESULTS};
+use super::work::{Item, Work};
 use crate::clock;
 use crate::config::Config;
 use crate::dispatch::{ClaimReply, RenewReply, Urgency};
@@ -29,6 +34,7 @@ use crate::policy::courtesy::{Courtesy, FEW_ROWS};
 use crate::policy::health::Saved;
 use crate::store::deliveries::{Ask, MAX_RECORD_ROWS};
 use crate::store::destinations::OperationalEvent;
+use crate::store::faults::Kind;
 use crate::store::{ConnectOptions, StoreError};
 
 /// Under load, how long results are gathered before they are written: larger statements cost less per row.
@@ -37,6 +43,9 @@ const GATHER: Duration = Duration::from_millis(5);
 const LOAD_ROWS: usize = 64;
 /// Results that may wait to be written; beyond, nothing is claimed, and what the receivers said is not kept.
 const MAX_RESULTS_WAITING: usize = 10_000;
+
+/// Faults that `/readyz` names at most.
+const MOST_FAULTS_TOLD: usize = 10;
 
 /// From a destination: give me work. The reply may take as long as the database does.
 #[derive(Message)]
@@ -51,6 +60,8 @@ pub struct Claim {
     pub after_results: bool,
     /// How soon.
     pub urgency: Urgency,
+    /// Claims that its statement may have: fewer after one that failed, until its culprit stands alone.
+    pub most_beside: usize,
     /// Gets the [`Granted`].
     pub reply: Recipient<Granted>,
 }
@@ -129,6 +140,10 @@ pub struct DbSnapshot {
     pub bytes_held: u64,
     /// What is wrong with the database, if anything is.
     pub trouble: Option<String>,
+    /// What cannot be done for a lasting reason, as in [`Kind::ALL`] ...
+    pub faults: [usize; Kind::ALL.len()],
+    /// ... and some of it in words.
+    pub some_faults: Vec<String>,
     /// How long statements that claimed took, since the start.
     pub claims: Histogram,
     /// Deliveries claimed, since the start.
@@ -146,12 +161,12 @@ pub struct DbActor {
     config: Config,
     bytes: Limit,
     /// By [`Urgency`]; none while its statement is under way, and while there is no second one.
-    claim_lanes: [Option<ClaimLane>; 2],
+    claiming_connections: [Option<ClaimConnection>; 2],
     /// Statements that claim under way.
     claiming: usize,
     /// It was opened, though it may be resting.
-    has_second_lane: bool,
-    record_lane: Option<RecordLane>,
+    has_second: bool,
+    recording: Option<RecordConnection>,
     claims: Claims,
     results_received: u64,
     /// Written, or set aside because somebody has locked the row.
@@ -163,7 +178,10 @@ pub struct DbActor {
     courtesy: Courtesy,
     work: Work,
     last_recorded: usize,
-    careful: usize,
+    /// What cannot be done, each by itself.
+    faults: Faults,
+    /// A timer runs after which some of it is tried again.
+    retries_faults: bool,
     gathering: bool,
     flushes: Vec<oneshot::Sender<()>>,
     stats: DbSnapshot,
@@ -178,10 +196,10 @@ impl DbActor {
         DbActor {
             config,
             bytes,
-            claim_lanes: [None, Some(ClaimLane::new(options.clone()))],
+            claiming_connections: [None, Some(ClaimConnection::new(options.clone()))],
             claiming: 0,
-            has_second_lane: false,
-            record_lane: Some(RecordLane::new(options)),
+            has_second: false,
+            recording: Some(RecordConnection::new(options)),
             claims: Claims::new(),
             results_received: 0,
             results_done: 0,
@@ -191,7 +209,8 @@ impl DbActor {
             courtesy: Courtesy::default(),
             work: Work::default(),
             last_recorded: 0,
-            careful: 0,
+            faults: Faults::default(),
+            retries_faults: false,
             gathering: false,
             flushes: Vec::new(),
             stats: DbSnapshot::default(),
@@ -216,13 +235,13 @@ impl DbActor {
     pub(super) fn record(&mut self, ctx: &mut Context<Self>) {
         if self.work.is_empty() {
             // What a claim that is still under way brings may have to be given back.
-            if self.record_lane.is_some() && self.claiming == 0 {
+            if self.recording.is_some() && self.claiming == 0 {
                 self.flushes.drain(..).for_each(|done| done.send(()).unwrap_or(()));
             }
             return;
         }
         let under_load = self.last_recorded >= LOAD_ROWS && self.work.outcomes.len() < MAX_RECORD_ROWS;
-        if self.gathering || self.record_lane.is_none() {
+        if self.gathering || self.recording.is_none() {
             return;
         }
         if under_load && self.flushes.is_empty() {
@@ -239,27 +258,27 @@ impl DbActor {
         if holds_back && self.is_claiming_backlogs() {
             return;
         }
-        let Some(mut lane) = self.record_lane.take() else { return };
-        let rows = match self.careful {
+        let Some(mut connection) = self.recording.take() else { return };
+        let rows = match holds_back {
             // Enough that their number does not keep growing.
-            0 if holds_back => (self.work.outcomes.len() / 4).clamp(FEW_ROWS, MAX_RECORD_ROWS),
-            0 => MAX_RECORD_ROWS,
-            _ => 1,
+            true => (self.work.outcomes.len() / 4).clamp(FEW_ROWS, MAX_RECORD_ROWS),
+            false => MAX_RECORD_ROWS,
         };
         let mut work = self.work.take(rows);
         let sent = work.outcomes.len();
-        self.careful = self.careful.saturating_sub(sent);
+        let tried_again = self.tried_again(&work);
         let write = async move {
-            lane.rest().await;
+            connection.rest().await;
             let began = clock::now();
-            let done = lane.write(&mut work).await;
-            (lane, work, began, done)
+            let done = connection.write(&mut work).await;
+            (connection, work, began, done)
         };
-        ctx.spawn(write.into_actor(self).map(move |(lane, work, began, done), this, ctx| {
-            this.record_lane = Some(lane);
+        ctx.spawn(write.into_actor(self).map(move |(connection, mut work, began, done), this, ctx| {
+            this.recording = Some(connection);
             if done.is_ok() && sent > 0 {
                 this.stats.records.note(clock::now().saturating_duration_since(began));
             }
+            this.refused(tried_again, &mut work, done.is_ok(), ctx);
             this.recorded(sent, work, done);
             this.claim(ctx);
             this.record(ctx);
@@ -267,9 +286,9 @@ impl DbActor {
     }
 
     /// `left` is what was not written of `sent` outcomes and the rest.
-    fn recorded(&mut self, sent: usize, mut left: Work, done: Result<(), StoreError>) {
+    fn recorded(&mut self, sent: usize, left: Work, done: Result<(), StoreError>) {
         // Whatever failed afterwards: these are written.
-        let written = sent - left.outcomes.len() - left.locked.len();
+        let written = sent.saturating_sub(left.outcomes.len() + left.locked.len() + left.refused.len());
         self.stats.recorded += written as u64;
         match done {
             Ok(()) => {
@@ -278,17 +297,7 @@ impl DbActor {
                 }
                 self.last_recorded = written;
             }
-            Err(error) if error.is_about_data() && left.outcomes.len() == 1 => {
-                let delivery = left.outcomes[0].delivery;
-                log::error!("delivery={delivery} its result cannot be written and is dropped: {error}");
-                left.outcomes.clear();
-                self.record_outage.ends();
-            }
             Err(error) => {
-                if error.is_about_data() {
-                    // One by one: a single bad row must not hold up the others.
-                    self.careful = left.outcomes.len();
-                }
                 if self.record_outage.is_news(&error, clock::now()) {
                     log::error!("writing results failed, trying again until it works: {error}");
                 }
@@ -364,7 +373,10 @@ impl Handler<Remember> for DbActor {
     type Result = ();
 
     fn handle(&mut self, Remember(destination, saved): Remember, ctx: &mut Self::Context) {
-        self.work.states.insert(destination, saved);
+        // While one cannot be written, the next one waits in its place.
+        if let Err(Item::State(destination, saved)) = self.faults.replace(Item::State(destination, saved)) {
+            self.work.states.insert(destination, saved);
+        }
         self.record(ctx);
     }
 }
@@ -417,6 +429,7 @@ impl Handler<Snapshot> for DbActor {
             results_waiting: self.work.outcomes.len(),
             bytes_held: self.bytes.held(),
             // In this order: nothing is claimed while results cannot be written.
+            some_faults: self.faults.some(MOST_FAULTS_TOLD),
             trouble: self.record_outage.cause().or(self.claim_outage.cause()).map(str::to_owned),
             ..self.stats.clone()
         }

@@ -1,7 +1,7 @@
 //! The actors: who sends what to whom.
 //!
 //! ```text
-//!               Hinted, polls, loads                 Claim, Record, Remember, Disable, Announce
+//!               Hinted, polls, loads                Claim, Renew, Record, Remember, Disable, Announce
 //!   listener ───────────────────────▶ Supervisor    ┌─────────────────────────────────────▶ DbActor
 //!                                       │    ▲      │                                          │
 //!            Wake, Reconfigure, Retire  │    │ Stopped                                         │
@@ -25,22 +25,26 @@
 //! and ends what has, within the grace; the results are written; the arbiters stop.
 
 mod backlogs;
+mod backoff;
+mod claim_connection;
 mod claims;
 pub mod db;
 pub mod destination;
+mod faults;
 pub mod jobs;
-mod lanes;
 pub mod limit;
 mod listen;
-mod locked;
 mod outage;
 mod outbox;
+mod record_connection;
 pub mod retention;
 pub mod supervisor;
 pub mod tally;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod unusable;
+mod work;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -225,6 +229,9 @@ impl Dispatcher {
         match self.db.send(db::Snapshot).await {
             Ok(state) => {
                 readiness.problems.extend(state.trouble.map(|why| format!("deliveries: {why}")));
+                readiness
+                    .warnings
+                    .extend(state.some_faults.iter().map(|fault| format!("{fault}; the others go on")));
                 if state.results_locked > 0 {
                     let locked =
                         format!("{} results wait for rows that somebody has locked", state.results_locked);

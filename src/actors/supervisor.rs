@@ -4,6 +4,9 @@
 //! quick, the poll makes it sure: whatever was missed is found within one poll interval, or, where there is a
 //! backlog, by the destination itself.
 
+#[cfg(test)]
+pub(super) mod panics;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +16,16 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
-use super::db::{DbActor, Flush, Refresh, StopClaims};
+use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims};
 use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
-use super::locked::LockedOut;
 use super::outage::Outage;
+use super::unusable::UnusableDestinations;
 use super::{Lifeline, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
 use crate::policy::health::Saved;
-use crate::store::destinations::{self, Loaded, Seen};
+use crate::store::destinations::{self, Loaded, Seen, Unusable};
 use crate::store::listener::{Hint, Where};
 use crate::store::{self, Pool, StoreError};
 
@@ -92,7 +95,7 @@ pub struct Supervisor {
     children: HashMap<DestinationId, Child>,
     /// Every life that has not ended, also of destinations that are disabled by now.
     living: HashMap<(DestinationId, u64), Addr<DestinationActor>>,
-    locked: LockedOut,
+    unusable: UnusableDestinations,
     generation: u64,
     respawn_delays: HashMap<DestinationId, Duration>,
     /// Those that panicked and whose return is planned.
@@ -124,7 +127,7 @@ impl Supervisor {
             arbiters: Vec::new(),
             children: HashMap::new(),
             living: HashMap::new(),
-            locked: LockedOut::default(),
+            unusable: UnusableDestinations::default(),
             generation: 0,
             respawn_delays: HashMap::new(),
             returning: BTreeSet::new(),
@@ -181,7 +184,7 @@ impl Supervisor {
             self.children.keys().filter(|id| !enabled.contains_key(id)).copied().collect();
         // Looked at again: it may have been enabled since this poll began.
         self.changed.extend(gone);
-        self.locked.retain(|id| enabled.contains_key(&id));
+        self.unusable.retain(|id| enabled.contains_key(&id));
         for seen in seen {
             match self.children.get(&seen.destination) {
                 Some(child) if child.version == seen.version => {
@@ -191,7 +194,7 @@ impl Supervisor {
                 }
                 // Panicked a moment ago: its return is planned.
                 None if self.returning.contains(&seen.destination) => {}
-                None if self.locked.knows(seen.destination, seen.version) => {}
+                None if self.unusable.knows(seen.destination, seen.version, clock::now()) => {}
                 _ => {
                     self.changed.insert(seen.destination);
                 }
@@ -228,7 +231,7 @@ impl Supervisor {
         let ids: Vec<DestinationId> = std::mem::take(&mut self.changed).into_iter().collect();
         let (pool, keys) = (self.pool.clone(), self.shared.config.secret_keys.clone());
         let load = async move {
-            let loaded = destinations::load(&pool, Some(&ids), &keys).await;
+            let loaded = destinations::load(&pool, &ids, &keys).await;
             (ids, loaded)
         };
         ctx.spawn(load.into_actor(self).map(|(ids, loaded), this, ctx| {
@@ -261,12 +264,17 @@ impl Supervisor {
         let Loaded { id, destination, saved, version, now } = loaded;
         let destination = match destination {
             Ok(destination) => Box::new(destination),
-            Err(locked) => {
+            Err(why) => {
                 self.end(id);
-                return self.locked.add(id, version, locked);
+                if let Unusable::Unreadable(why) = &why {
+                    self.db.do_send(CannotLoad(id, Some(why.clone())));
+                }
+                return self.unusable.add(id, version, why, clock::now());
             }
         };
-        self.locked.release(id);
+        if self.unusable.release(id) {
+            self.db.do_send(CannotLoad(id, None));
+        }
         match self.children.get_mut(&id) {
             Some(child) if child.version == version => {}
             Some(child) => {
@@ -297,7 +305,7 @@ impl Supervisor {
 
     /// Lets a destination that is disabled or deleted finish what is in flight and go.
     fn retire(&mut self, id: DestinationId) {
-        self.locked.retain(|locked| locked != id);
+        self.unusable.retain(|unusable| unusable != id);
         if self.end(id) {
             log::info!("destination={id} is not enabled any more");
         }
@@ -452,35 +460,11 @@ impl Handler<Shutdown> for Supervisor {
     }
 }
 
-/// From a test: let this destination panic.
-#[cfg(test)]
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct LetPanic(pub(super) DestinationId);
-
-#[cfg(test)]
-impl Handler<LetPanic> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, LetPanic(id): LetPanic, _: &mut Self::Context) {
-        self.children[&id].addr.do_send(super::Panic);
-    }
-}
-
-#[cfg(test)]
-impl Handler<super::Panic> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: super::Panic, _: &mut Self::Context) {
-        panic!("a test asked for this");
-    }
-}
-
 impl Handler<Snapshot> for Supervisor {
     type Result = SupervisorSnapshot;
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> SupervisorSnapshot {
-        let (destinations, locked) = (self.children.len(), self.locked.len());
+        let (destinations, locked) = (self.children.len(), self.unusable.locked());
         let trouble = self.outage.cause().map(str::to_owned);
         SupervisorSnapshot { destinations, locked, trouble, ..self.stats.clone() }
     }

@@ -65,7 +65,7 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
     // What a panic finds in flight is sent again only when its lease ends: that is not what this test waits
     // for.
     while demo::not_delivered(&mut db).await.expect("a count") > 0 {}
-    dispatcher.supervisor.send(supervisor::LetPanic(ids[0])).await.expect("the supervisor lives");
+    dispatcher.supervisor.send(supervisor::panics::LetPanic(ids[0])).await.expect("the supervisor lives");
     while dispatcher.supervisor.send(supervisor::Snapshot).await.expect("the supervisor lives").panics == 0 {}
     event(&mut db, org, "test").await;
     let mut both = [next(&mut requests).await, next(&mut requests).await];

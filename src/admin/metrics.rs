@@ -34,7 +34,7 @@ use crate::actors::tally::{Ending, Figures, RESULTS, Reading};
 use crate::actors::{Dispatcher, db, supervisor};
 use crate::model::DestinationId;
 use crate::policy::health::Standing;
-use crate::store::retention::Kind;
+use crate::store::{faults, retention};
 use crate::{VERSION, outbound};
 
 /// Label of the sum of the destinations that have no series of their own.
@@ -117,6 +117,10 @@ fn database(page: &mut Page, dispatcher: &Dispatcher, db: &DbSnapshot) {
     page.value(&EVENT_BYTES_LIMIT, "", dispatcher.shared.config.max_bytes_in_flight);
     page.value(&CLAIMS_WAITING, "", db.claims_waiting);
     page.value(&RESULTS_WAITING, "", db.results_waiting);
+    page.values(
+        &FAULTS,
+        faults::Kind::ALL.map(|kind| (label("kind", kind.name()), db.faults[kind as usize])),
+    );
     page.value(&CLAIMED, "", db.claimed);
     page.histograms(&CLAIM_DURATION, [("", &db.claims)]);
     page.value(&RECORDED, "", db.recorded);
@@ -124,7 +128,8 @@ fn database(page: &mut Page, dispatcher: &Dispatcher, db: &DbSnapshot) {
 }
 
 fn retention(page: &mut Page, retention: &RetentionSnapshot) {
-    let deleted = Kind::ALL.map(|kind| (label("kind", kind.name()), retention.deleted[kind as usize]));
+    let deleted =
+        retention::Kind::ALL.map(|kind| (label("kind", kind.name()), retention.deleted[kind as usize]));
     page.values(&RETENTION_DELETED, deleted);
     page.histograms(&RETENTION_BATCH, [("", &retention.batches)]);
     page.value(&RETENTION_FAILURES, "", retention.failures);

@@ -6,7 +6,7 @@ use crate::actors::StartError;
 use crate::config::{Config, DatabaseArgs, DispatchArgs};
 use crate::model::Secret;
 use crate::outbound::{Network, Target};
-use crate::store::destinations::{self, Loaded};
+use crate::store::destinations::{self, Loaded, Unusable};
 use crate::store::doctor::{Finding, Weight, examine};
 use crate::store::{self, Connection, StoreError};
 
@@ -56,7 +56,7 @@ async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
     };
     let mut conn = store::connect(&options).await?;
     let mut findings = examine(&mut conn).await.map_err(StoreError::from)?;
-    match destinations::load(&mut conn, None, &config.secret_keys).await {
+    match destinations::load_all(&mut conn, &config.secret_keys).await {
         Ok(loaded) => findings.extend(loaded.iter().filter_map(|loaded| finding(loaded, &network))),
         // Without the tables, or the right to read them, there is a finding already.
         Err(error) if findings.is_empty() => return Err(error.into()),
@@ -92,7 +92,11 @@ fn finding(loaded: &Loaded, network: &Network) -> Option<Finding> {
             Target::compile(destination, network).err()?.to_string(),
             "correct the destination: its deliveries fail",
         ),
-        Err(locked) => (
+        Err(Unusable::Unreadable(why)) => (
+            format!("it cannot be read: {why}"),
+            "mend what the message names: until then its deliveries wait",
+        ),
+        Err(Unusable::Locked(locked)) => (
             locked.to_string(),
             "give POSTHASTE_SECRET_KEY the key and start again, or write the secret anew: until then its \
              deliveries wait",

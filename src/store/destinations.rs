@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::postgres::{PgExecutor, PgRow};
+use sqlx::postgres::{PgExecutor, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
@@ -22,13 +22,24 @@ pub struct Loaded {
     /// Which.
     pub id: DestinationId,
     /// The destination with its secrets in plain text, or why it cannot be used.
-    pub destination: Result<Destination, Locked>,
+    pub destination: Result<Destination, Unusable>,
     /// What is remembered of its health.
     pub saved: Saved,
     /// Changes whenever the row or its settings change.
     pub version: i64,
     /// The database's clock when it was read.
     pub now: DbTime,
+}
+
+/// Why a destination cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// A secret of it cannot be decrypted.
+    #[error(transparent)]
+    Locked(#[from] Locked),
+    /// Its row cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
 }
 
 /// What a poll finds out about one enabled destination.
@@ -93,21 +104,47 @@ const LOAD_ALL: &str = load!("");
 
 const LOAD: &str = load!(" AND w.id = ANY($1)");
 
-/// Reads all enabled destinations, or those of `ids` that are enabled, and decrypts their secrets.
+/// Reads all enabled destinations and decrypts their secrets.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn load(
-    db: impl PgExecutor<'_>,
-    ids: Option<&[DestinationId]>,
-    keys: &KeyRing,
-) -> Result<Vec<Loaded>, StoreError> {
-    let query = match ids {
-        Some(ids) => sqlx::query(LOAD).bind(ids.iter().map(|id| id.0).collect::<Vec<Uuid>>()),
-        None => sqlx::query(LOAD_ALL),
-    };
-    let rows = in_time(query.fetch_all(db)).await?;
+pub async fn load_all(db: impl PgExecutor<'_>, keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
+    let rows = in_time(sqlx::query(LOAD_ALL).fetch_all(db)).await?;
     Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
+}
+
+/// Reads those of `ids` that are enabled, and decrypts their secrets. One that cannot be read hurts no other.
+///
+/// # Errors
+/// Whatever the database says that is not about single rows.
+pub async fn load(pool: &PgPool, ids: &[DestinationId], keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
+    let mut loaded = Vec::with_capacity(ids.len());
+    let mut parts = vec![ids];
+    while let Some(part) = parts.pop() {
+        let query = sqlx::query(LOAD).bind(part.iter().map(|id| id.0).collect::<Vec<Uuid>>());
+        match in_time(query.fetch_all(pool)).await {
+            Ok(rows) => {
+                for row in &rows {
+                    loaded.push(read_loaded(row, keys)?);
+                }
+            }
+            Err(error) if error.is_lasting() => match part {
+                [id] => loaded.push(Loaded {
+                    id: *id,
+                    destination: Err(Unusable::Unreadable(error.to_string())),
+                    saved: Saved::default(),
+                    version: 0,
+                    now: DbTime(0),
+                }),
+                many => {
+                    let (first, second) = many.split_at(many.len() / 2);
+                    parts.extend([second, first]);
+                }
+            },
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(loaded)
 }
 
 /// A destination with its secrets as they are stored.
@@ -131,20 +168,22 @@ fn read_destination(row: &PgRow) -> Result<Destination, sqlx::Error> {
 }
 
 fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
-    let mut destination = read_destination(row)?;
-    // An application's own schema may allow more than fits into a lease.
-    destination.timeout = destination.timeout.min(MAX_TIMEOUT);
-    let saved = Saved {
-        paused_until: row.try_get("paused_until")?,
-        tripped_at: row.try_get("tripped_at")?,
-        next_probe_at: row.try_get("next_probe_at")?,
-        failing_since: row.try_get("failing_since")?,
-        last_success_at: row.try_get("last_success_at")?,
-    };
+    let unreadable = |error: sqlx::Error| Unusable::Unreadable(error.to_string());
+    let destination = read_destination(row).map_err(unreadable).and_then(|mut destination| {
+        // An application's own schema may allow more than fits into a lease.
+        destination.timeout = destination.timeout.min(MAX_TIMEOUT);
+        Ok(keys.open_all(destination)?)
+    });
     Ok(Loaded {
-        id: destination.id,
-        destination: keys.open_all(destination),
-        saved,
+        id: DestinationId(row.try_get("id")?),
+        destination,
+        saved: Saved {
+            paused_until: row.try_get("paused_until")?,
+            tripped_at: row.try_get("tripped_at")?,
+            next_probe_at: row.try_get("next_probe_at")?,
+            failing_since: row.try_get("failing_since")?,
+            last_success_at: row.try_get("last_success_at")?,
+        },
         version: row.try_get("version")?,
         now: row.try_get("now")?,
     })

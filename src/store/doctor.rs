@@ -98,6 +98,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(columns(conn).await?);
     findings.extend(filters(conn).await?);
     findings.extend(idle(conn).await?);
+    findings.extend(faults(conn).await?);
     findings.extend(time(conn).await?);
     Ok(findings)
 }
@@ -107,7 +108,7 @@ fn denied(error: &sqlx::Error) -> bool {
 }
 
 /// What `serve` needs; `examples/deploy/grants.sql` grants exactly this.
-const NEEDED: [(&str, &str); 28] = [
+const NEEDED: [(&str, &str); 32] = [
     ("webhook_deliveries", "SELECT"),
     ("webhook_deliveries", "UPDATE (status)"),
     ("webhook_deliveries", "UPDATE (attempts)"),
@@ -128,6 +129,10 @@ const NEEDED: [(&str, &str); 28] = [
     ("posthaste_destination_state", "INSERT"),
     ("posthaste_destination_state", "UPDATE"),
     ("posthaste_destination_state", "DELETE"),
+    ("posthaste_faults", "SELECT"),
+    ("posthaste_faults", "INSERT"),
+    ("posthaste_faults", "UPDATE"),
+    ("posthaste_faults", "DELETE"),
     ("posthaste_attempts", "SELECT"),
     ("posthaste_attempts", "INSERT"),
     ("posthaste_jobs", "SELECT"),
@@ -339,6 +344,33 @@ async fn filters(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
         fault(what, format!("correct the {}: it matches nothing", one.column))
     };
     Ok(found.into_iter().map(told).collect())
+}
+
+const FAULTS: &str = "SELECT f.kind, f.destination_id::text, f.delivery_id::text, left(f.message, 500),
+        f.destination_id <> f.delivery_id, f.tries, to_char(f.since, 'YYYY-MM-DD HH24:MI:SS')
+    FROM public.posthaste_faults f ORDER BY f.since LIMIT 100";
+
+/// What a running dispatcher cannot do.
+async fn faults(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let rows = query(FAULTS).fetch_all(conn).await?;
+    let told = |row: &PgRow| -> Result<Finding, sqlx::Error> {
+        let kind: String = row.try_get(0)?;
+        let of = |n| row.try_get::<String, _>(n);
+        let delivery = if row.try_get(4)? { format!(" delivery={}", of(2)?) } else { String::new() };
+        let what = match kind.as_str() {
+            "claim" => "it cannot be read",
+            "result" => "its result cannot be written",
+            "state" => "its state cannot be written",
+            "disable" => "it cannot be disabled",
+            _ => "it cannot be read, and is not contacted",
+        };
+        let (message, tries, since) = (of(3)?, row.try_get::<i32, _>(5)?, of(6)?);
+        Ok(fault(
+            format!("destination={}{delivery} {what}: {message} ({tries} tries since {since} UTC)", of(1)?),
+            "mend what the message names; it is tried again by itself, and everything else goes on",
+        ))
+    };
+    rows.iter().map(told).collect()
 }
 
 const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.name, d.id, f.fault)

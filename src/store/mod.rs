@@ -10,6 +10,7 @@ pub mod demo;
 pub mod destinations;
 pub mod doctor;
 pub mod events;
+pub mod faults;
 pub mod jobs;
 pub mod keys;
 pub mod listener;
@@ -133,6 +134,25 @@ impl StoreError {
             }),
             other => !other.is_about_data(),
         }
+    }
+
+    /// Whether trying the same again will not help, until somebody mends what it is about: the database
+    /// refuses it, a trigger raises, a right is missing, a value cannot be read.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(_)) => {
+                !self.is_about_the_moment() && !self.is_about_locks()
+            }
+            StoreError::Database(
+                sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. },
+            ) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the same will fail again until something is changed about what was asked for, or less is.
+    pub fn is_about_what_was_asked(&self) -> bool {
+        self.is_lasting() || self.is_about_size() && self.is_an_answer()
     }
 
     /// Whether the data is nested too deeply for the server (SQLSTATE 54001).

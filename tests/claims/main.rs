@@ -11,6 +11,7 @@ mod common;
 
 mod change;
 mod compare;
+mod fill;
 mod model;
 mod ops;
 mod world;

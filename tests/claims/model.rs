@@ -229,7 +229,10 @@ impl Model {
             return Err(format!("{passed} was passed over by {one:?}"));
         }
         let enough = match one.one_byte {
-            true => one.rows.len() == 1 && (due.len() == 1 || left_due.is_empty()),
+            true => {
+                let few = due.len() <= 1 && undated.len() <= 1 && !one.rows.is_empty();
+                few && (due.len() == 1 || left_due.is_empty())
+            }
             false => {
                 (due.len() == one.want || due.len() < one.want && left_due.is_empty())
                     && (undated.len() == one.want || undated.len() < one.want && left_undated.is_empty())
@@ -330,6 +333,18 @@ impl Model {
             row.history.push(started);
         }
         true
+    }
+
+    /// Renews a lease, if it lives.
+    pub fn renew(&mut self, lease: usize, now: Moment) -> bool {
+        let Lease { row, claimed, .. } = self.leases[lease];
+        let row = &mut self.rows[row];
+        let lives = row.is_open() && row.last == Some(claimed) && row.is_leased(now, None);
+        if lives {
+            row.last = Some(now);
+            self.leases[lease].claimed = now;
+        }
+        lives
     }
 
     /// Whoever holds this row has no right to it any more.

@@ -24,6 +24,8 @@ pub enum Op {
     ClaimAround { process: usize, of: usize, want: usize, row: usize },
     /// Results of some of all leases there ever were: late ones and ones that were written before, too.
     Record { results: Vec<(usize, Result)> },
+    /// Some of all leases there ever were are renewed.
+    Renew { leases: Vec<usize> },
     /// So many half minutes pass: a lease lasts for one and a half.
     Pass { half_minutes: i64 },
     /// A process ends without a word.
@@ -101,6 +103,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (process.clone(), of.clone(), want, row.clone())
             .prop_map(|(process, of, want, row)| Op::ClaimAround { process, of, want, row }),
         8 => prop::collection::vec((0..40usize, result()), 1..5).prop_map(|results| Op::Record { results }),
+        3 => prop::collection::vec(0..40usize, 1..5).prop_map(|leases| Op::Renew { leases }),
         4 => (1..4i64).prop_map(|half_minutes| Op::Pass { half_minutes }),
         2 => process.prop_map(|process| Op::Crash { process }),
         1 => (of.clone(), any::<bool>()).prop_map(|(of, by_dispatcher)| Op::Disable { of, by_dispatcher }),

@@ -1,11 +1,12 @@
 //! The real side: PostgreSQL, reached through the store, with the model beside it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use posthaste::model::{
     DbTime, Delivery, DeliveryId, DestinationId, FailedAttempt, Ordered, OrgId, Outcome, Status,
 };
-use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room, record, record_unlocked, retry};
+use posthaste::store::deliveries::{Ask, ClaimSql, Grant, Room, record, record_unlocked, renew, retry};
 use posthaste::store::destinations::{self, Disabled};
 use posthaste::store::{self, Connection, jobs, presence};
 use sqlx::Row as _;
@@ -85,6 +86,7 @@ impl<'a> World<'a> {
                 self.claim_around(*process, *of, *want, *row).await?;
             }
             Op::Record { results } => self.record(results).await?,
+            Op::Renew { leases } => self.renew(leases).await?,
             Op::Pass { half_minutes } => self.pass(30 * half_minutes).await,
             Op::Crash { process } => self.crash(*process).await,
             Op::Disable { of, by_dispatcher } => self.disable(*of, *by_dispatcher).await?,
@@ -162,7 +164,8 @@ impl<'a> World<'a> {
     fn asks(&self, of: &[usize], want: usize, one_byte: bool) -> Vec<Ask> {
         let ask = |of: &usize| Ask {
             destination: DestinationId(self.destinations[*of]),
-            want: want as u32,
+            // As the dispatcher does, which asks for no more than may fit.
+            want: if one_byte { 1 } else { want as u32 },
             since: None,
             max_bytes: if one_byte { 1 } else { 1 << 30 },
             ordered: self.model.destinations[*of].ordered.then_some(Ordered::Everywhere),
@@ -297,6 +300,29 @@ impl<'a> World<'a> {
         }
     }
 
+    async fn renew(&mut self, leases: &[usize]) -> Verdict {
+        if self.claimed.is_empty() {
+            return Ok(());
+        }
+        let chosen: BTreeSet<usize> = leases.iter().map(|lease| lease % self.claimed.len()).collect();
+        let lease = |n: &usize| (self.claimed[*n].id, self.claimed[*n].claimed_at);
+        let asked: Vec<_> = chosen.iter().map(lease).collect();
+        let now = self.model.now();
+        let renewals = renew(&mut self.recorder, &asked).await.unwrap();
+        for (n, (id, claimed_at)) in chosen.into_iter().zip(asked) {
+            // Of two leases of a row at most one lives.
+            let lives = self.model.renew(n, now);
+            let renewed = renewals.renewed.iter().find(|(renewed, at)| *renewed == id && *at >= claimed_at);
+            match (lives, renewed) {
+                (true, Some((_, at))) => self.claimed[n].claimed_at = *at,
+                (false, Some(_)) if asked_twice(&self.claimed, id) => {}
+                (false, None) => {}
+                _ => return Err(format!("lease {n} lives: {lives}, renewed: {renewed:?}")),
+            }
+        }
+        Ok(())
+    }
+
     async fn pass(&mut self, seconds: i64) {
         for sql in PASS {
             sqlx::query(sql).bind(seconds as f64).execute(&self.db.pool).await.unwrap();
@@ -388,6 +414,11 @@ impl<'a> World<'a> {
         self.db.execute(&format!("{set}, {times} WHERE id = '{id}'")).await;
         self.model.reset(row, how, now);
     }
+}
+
+/// Whether there were several leases of a delivery.
+fn asked_twice(claimed: &[Delivery], id: DeliveryId) -> bool {
+    claimed.iter().filter(|delivery| delivery.id == id).count() > 1
 }
 
 async fn connect(db: &Db) -> Connection {

@@ -24,6 +24,8 @@ pub enum Reply {
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Answers 200 after this long.
     Slow(Duration),
+    /// Answers with this status after this long.
+    Late(u16, Duration),
     /// Answers with this status once the channel says `true`.
     Held(u16, watch::Receiver<bool>),
     /// The same with a body.
@@ -54,7 +56,7 @@ impl Reply {
     fn status(&self) -> Option<u16> {
         match self {
             Reply::Status(status) | Reply::Full(status, ..) => Some(*status),
-            Reply::Held(status, _) | Reply::HeldFull(status, ..) => Some(*status),
+            Reply::Late(status, _) | Reply::Held(status, _) | Reply::HeldFull(status, ..) => Some(*status),
             Reply::Slow(_) | Reply::OkThenClose => Some(200),
             Reply::Hang | Reply::Reset | Reply::Drip(_) | Reply::Raw(_) => None,
         }
@@ -391,6 +393,10 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> io::Result<bool> {
         Reply::Slow(pause) => {
             tokio::time::sleep(pause).await;
             write(stream, 200, &[], b"").await?;
+        }
+        Reply::Late(status, pause) => {
+            tokio::time::sleep(pause).await;
+            write(stream, status, &[], b"").await?;
         }
         Reply::Held(status, mut released) => {
             released.wait_for(|released| *released).await.ok();

@@ -93,7 +93,7 @@ fn bad_settings() -> Vec<(Value, Vec<&'static str>)> {
         (set(json!({"rate_limit_burst": 0})), vec!["settings.rate_limit_burst"]),
         (set(json!({"max_in_flight": 10_001})), vec!["settings.max_in_flight"]),
         (set(json!({"ordered": 1})), vec!["settings.ordered"]),
-        (set(json!({"batch_wait_ms": 10_001})), vec!["settings.batch_wait_ms"]),
+        (set(json!({"batch_wait_ms": 300_001})), vec!["settings.batch_wait_ms"]),
         (set(json!({"max_age_seconds": 0})), vec!["settings.max_age_seconds"]),
         (set(json!({"extra_headers": {"host": "a"}})), vec!["settings.extra_headers"]),
         (set(json!({"extra_headers": {"webhook-id": "a"}})), vec!["settings.extra_headers"]),

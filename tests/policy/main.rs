@@ -13,6 +13,7 @@ mod batches;
 mod breaker;
 mod connections;
 mod hostile;
+mod leases;
 mod limits;
 mod live;
 mod oauth;

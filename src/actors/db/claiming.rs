@@ -6,21 +6,26 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::{Claim, DbActor, Granted, MAX_RESULTS_WAITING};
+use crate::actors::claim_connection::ClaimConnection;
 use crate::actors::claims::Group;
-use crate::actors::lanes::ClaimLane;
+use crate::actors::faults::MOST_RESULTS;
 use crate::actors::limit::Held;
 use crate::clock;
 use crate::dispatch::{ClaimReply, Leased, Urgency};
-use crate::model::{DbTime, DestinationId, Outcome};
+use crate::model::{DbTime, DeliveryId, DestinationId, Outcome};
 use crate::policy::courtesy::{Courtesy, FEW_ROWS, SMALL};
 use crate::store::StoreError;
 use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
+use crate::store::faults::{Kind, Subject};
 
 /// Results that may wait to be written while more is claimed of backlogs: the next statements are full. What
 /// is new can go on.
 const ENOUGH_RESULTS_WAITING: usize = 8 * MAX_RECORD_ROWS;
 /// After the second connection failed, everything is claimed on the first one for so long.
-const SECOND_LANE_REST: Duration = Duration::from_secs(5);
+const SECOND_CONNECTION_REST: Duration = Duration::from_secs(5);
+
+/// For how long a delivery that cannot be read waits at least.
+const SET_ASIDE_FOR: Duration = Duration::from_secs(60);
 
 /// Until a process that others cannot see tries to show itself again: well before they take it for gone.
 const SHOW_AGAIN: Duration = Duration::from_secs(1);
@@ -35,10 +40,10 @@ pub struct Refresh;
 impl Handler<Refresh> for DbActor {
     type Result = ();
 
-    /// Lanes that are not here are under way, and find out themselves.
+    /// Connections that are not here are under way, and find out themselves.
     fn handle(&mut self, _: Refresh, ctx: &mut Self::Context) {
-        if let Some(lane) = &mut self.record_lane {
-            lane.reconnect();
+        if let Some(connection) = &mut self.recording {
+            connection.reconnect();
         }
         self.refresh_claims(ctx);
     }
@@ -48,15 +53,15 @@ impl DbActor {
     /// Makes sure that the connections that claim live, and show others that this process does.
     fn refresh_claims(&mut self, ctx: &mut Context<Self>) {
         for urgency in [Urgency::New, Urgency::Backlog] {
-            let Some(mut lane) = self.claim_lanes[urgency as usize].take() else { continue };
+            let Some(mut connection) = self.claiming_connections[urgency as usize].take() else { continue };
             self.claiming += 1;
             let refresh = async move {
-                lane.refresh().await;
-                lane
+                connection.refresh().await;
+                connection
             };
-            ctx.spawn(refresh.into_actor(self).map(move |lane, this, ctx| {
+            ctx.spawn(refresh.into_actor(self).map(move |connection, this, ctx| {
                 this.claiming -= 1;
-                this.put_back(urgency, lane, ctx);
+                this.put_back(urgency, connection, ctx);
                 this.record(ctx);
                 this.claim(ctx);
             }));
@@ -80,9 +85,12 @@ impl DbActor {
         if self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING {
             return;
         }
+        if self.stats.faults[Kind::Result as usize] > MOST_RESULTS {
+            return;
+        }
         self.claim_in(Urgency::New, ctx);
         // Otherwise it comes back here when results are written.
-        let is_its_turn = self.record_lane.is_some() || !self.holds_back();
+        let is_its_turn = self.recording.is_some() || !self.holds_back();
         if waiting <= ENOUGH_RESULTS_WAITING && is_its_turn {
             self.claim_in(Urgency::Backlog, ctx);
             let is_stuck = self.claims.len() > 0 && self.claiming == 0;
@@ -102,11 +110,11 @@ impl DbActor {
 
     /// Whether a statement that claims from backlogs is under way.
     pub(super) fn is_claiming_backlogs(&self) -> bool {
-        self.claim_lanes[Urgency::Backlog as usize].is_none()
+        self.claiming_connections[Urgency::Backlog as usize].is_none()
     }
 
     fn claim_in(&mut self, urgency: Urgency, ctx: &mut Context<Self>) {
-        let Some(mut lane) = self.claim_lanes[urgency as usize].take() else { return };
+        let Some(mut connection) = self.claiming_connections[urgency as usize].take() else { return };
         let rows = match urgency {
             Urgency::Backlog if self.holds_back() => FEW_ROWS,
             _ => MAX_CLAIM_ROWS,
@@ -114,57 +122,65 @@ impl DbActor {
         let Group { claims, room } =
             self.claims.next(urgency, rows, &self.bytes, self.config.max_event_bytes);
         if claims.is_empty() {
-            self.claim_lanes[urgency as usize] = Some(lane);
+            self.claiming_connections[urgency as usize] = Some(connection);
             return;
         }
         self.claiming += 1;
         let work = async move {
             let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
-            lane.rest().await;
+            connection.rest().await;
             let sent = clock::now();
-            let grants = lane.claim(&asks, room).await;
-            (lane, claims, sent, grants)
+            let grants = connection.claim(&asks, room).await;
+            let aside = match (&grants, &asks[..]) {
+                (Err(error), [ask]) if ask.want == 1 && error.is_about_what_was_asked() => {
+                    let (id, is_ordered, why) = (ask.destination, ask.ordered.is_some(), error.to_string());
+                    Some(connection.set_aside(id, is_ordered, SET_ASIDE_FOR, &why).await)
+                }
+                _ => None,
+            };
+            (connection, claims, sent, grants, aside)
         };
-        ctx.spawn(work.into_actor(self).map(move |(lane, claims, sent, grants), this, ctx| {
+        ctx.spawn(work.into_actor(self).map(move |(connection, claims, sent, grants, aside), this, ctx| {
             this.claiming -= 1;
-            match grants {
-                Ok(grants) => this.grant(urgency, claims, sent, grants),
-                Err(error) => this.claim_failed(urgency, claims, &error),
+            match (grants, aside) {
+                (Ok(grants), _) => this.grant(urgency, claims, sent, grants),
+                (Err(error), Some(aside)) => this.set_aside(claims, &error, aside),
+                (Err(error), None) => this.claim_failed(urgency, claims, &error),
             }
-            this.put_back(urgency, lane, ctx);
+            this.put_back(urgency, connection, ctx);
             this.record(ctx);
             this.claim(ctx);
         }));
     }
 
     /// Keeps a connection for the next statement.
-    fn put_back(&mut self, urgency: Urgency, lane: ClaimLane, ctx: &mut Context<Self>) {
-        if lane.is_unseen() {
+    fn put_back(&mut self, urgency: Urgency, connection: ClaimConnection, ctx: &mut Context<Self>) {
+        if connection.is_unseen() {
             self.show_soon(ctx);
         }
         match urgency {
-            Urgency::New if lane.has_failed() => {
+            Urgency::New if connection.has_failed() => {
                 // The first one serves all for a while, and tells what is wrong if it fails as well.
                 self.claims.merge();
                 self.courtesy = Courtesy::default();
-                ctx.run_later(SECOND_LANE_REST, |this, _| this.add_second_lane(lane));
+                ctx.run_later(SECOND_CONNECTION_REST, |this, _| this.add_second(connection));
             }
-            Urgency::New => self.claim_lanes[Urgency::New as usize] = Some(lane),
+            Urgency::New => self.claiming_connections[Urgency::New as usize] = Some(connection),
             Urgency::Backlog => {
-                if !self.has_second_lane
-                    && let Some(second) = lane.beside()
+                if !self.has_second
+                    && let Some(second) = connection.beside()
                 {
-                    self.has_second_lane = true;
-                    self.add_second_lane(second);
+                    self.has_second = true;
+                    self.add_second(second);
                 }
-                self.claim_lanes[Urgency::Backlog as usize] = Some(lane);
+                self.claiming_connections[Urgency::Backlog as usize] = Some(connection);
             }
         }
     }
 
-    fn add_second_lane(&mut self, lane: ClaimLane) {
+    fn add_second(&mut self, connection: ClaimConnection) {
         self.claims.split();
-        self.claim_lanes[Urgency::New as usize] = Some(lane);
+        self.claiming_connections[Urgency::New as usize] = Some(connection);
     }
 
     fn grant(&mut self, urgency: Urgency, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
@@ -179,8 +195,14 @@ impl DbActor {
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
         self.note_courtesy(urgency, &claims, &grants, took, received);
         for claim in claims {
-            let granted = grants.remove(&claim.ask.destination);
-            let grant = granted.unwrap_or_else(|| Grant::none(claim.ask.destination));
+            let destination = claim.ask.destination;
+            let granted = grants.remove(&destination);
+            let mut grant = granted.unwrap_or_else(|| Grant::none(destination));
+            self.note_readable(destination, &grant);
+            for (delivery, why) in std::mem::take(&mut grant.unreadable) {
+                self.cannot_claim(destination, Some(delivery), &why);
+            }
+            self.leave_out_unrecorded(&claim, &mut grant);
             self.stats.claimed += grant.deliveries.len() as u64;
             let lease = |Claimed { delivery, too_large }: Claimed| {
                 let held = self.bytes.take(claim.org, delivery.event.bytes_held());
@@ -220,7 +242,7 @@ impl DbActor {
         let rows: usize = grants.values().map(|grant| grant.deliveries.len()).sum();
         let is_new = urgency == Urgency::New && (1..=SMALL).contains(&rows);
         if is_new && !claims.iter().any(|claim| self.courtesy.has_backlog(claim.org)) {
-            let beside = self.is_claiming_backlogs() || self.record_lane.is_none();
+            let beside = self.is_claiming_backlogs() || self.recording.is_none();
             if self.courtesy.note(took, beside, now) {
                 log::debug!("backlogs hold back for a while: it took {took:?} to claim something new");
             }
@@ -228,6 +250,10 @@ impl DbActor {
     }
 
     pub(super) fn enqueue(&mut self, claim: Claim) {
+        let of = Subject { kind: Kind::Claim, destination: claim.ask.destination, delivery: None };
+        if self.faults.rests_until(&of, clock::now()).is_some() {
+            return claim.reply.do_send(Granted::nothing());
+        }
         if self.claims_stopped {
             let Claim { ask, reply, .. } = claim;
             log::debug!("destination={} gets nothing more: shutting down", ask.destination);
@@ -237,19 +263,87 @@ impl DbActor {
         self.claims.push(claim);
     }
 
-    /// Nobody is told: they keep waiting, and the first lane waits a little before it tries again.
+    /// What was sent and whose result waits to be written is not sent once more. In an ordered queue it holds
+    /// back what is behind it.
+    fn leave_out_unrecorded(&mut self, claim: &Claim, grant: &mut Grant) {
+        let destination = claim.ask.destination;
+        let holds = |claimed: &Claimed| self.faults.holds_result(destination, claimed.delivery.id);
+        if self.faults.is_empty() || !grant.deliveries.iter().any(holds) {
+            return;
+        }
+        let kept: Vec<Claimed> = grant.deliveries.drain(..).filter(|claimed| !holds(claimed)).collect();
+        match claim.ask.ordered {
+            Some(_) => {
+                grant.returned.extend(kept.iter().map(|claimed| Outcome::given_back(&claimed.delivery)));
+                grant.more = false;
+            }
+            None => grant.deliveries = kept,
+        }
+    }
+
+    /// The claim of a single delivery has failed for a lasting reason, and that delivery was made to wait.
+    fn set_aside(
+        &mut self,
+        claims: Vec<Claim>,
+        error: &StoreError,
+        aside: Result<Option<DeliveryId>, StoreError>,
+    ) {
+        let why = error.to_string();
+        for claim in claims {
+            let destination = claim.ask.destination;
+            match &aside {
+                Ok(None) => self.enqueue(claim),
+                Ok(delivery @ Some(_)) => {
+                    self.cannot_claim(destination, *delivery, &why);
+                    self.enqueue(claim);
+                }
+                Err(refused) if refused.is_lasting() => {
+                    self.cannot_claim(
+                        destination,
+                        None,
+                        &format!("{why}; and it cannot be set aside: {refused}"),
+                    );
+                    // It looks again at the next poll; until then it holds up nobody.
+                    claim.reply.do_send(Granted::nothing());
+                }
+                Err(_) => self.enqueue(claim),
+            }
+        }
+    }
+
+    fn cannot_claim(&mut self, destination: DestinationId, delivery: Option<DeliveryId>, why: &str) {
+        let subject = Subject { kind: Kind::Claim, destination, delivery };
+        let fault = self.faults.failed(subject, None, why, clock::now());
+        self.work.faults.push(fault);
+        self.stats.faults = self.faults.counts();
+    }
+
+    /// What could not be read before is there now.
+    fn note_readable(&mut self, destination: DestinationId, grant: &Grant) {
+        if self.faults.is_empty() {
+            return;
+        }
+        let ids = grant.deliveries.iter().map(|claimed| Some(claimed.delivery.id));
+        for delivery in ids.chain([None]) {
+            self.heal(&Subject { kind: Kind::Claim, destination, delivery });
+        }
+    }
+
+    /// Nobody is told: they keep waiting, and the first connection waits a little before it tries again.
     fn claim_failed(&mut self, urgency: Urgency, claims: Vec<Claim>, error: &StoreError) {
         if error.is_about_size() {
             self.claims.was_too_much(urgency);
-            if let [claim] = &claims[..]
-                && claim.ask.want == 1
-                && error.is_an_answer()
-            {
-                let id = claim.ask.destination;
-                log::error!("destination={id} its next delivery cannot be read: {error}");
-                // It looks again at the next poll; until then it holds up nobody.
-                return claim.reply.do_send(Granted::nothing());
+        }
+        if error.is_about_what_was_asked() {
+            // Halves, until the culprit stands alone.
+            let most_beside = (claims.len() / 2).max(1);
+            for mut claim in claims {
+                if most_beside == 1 {
+                    claim.ask.want = (claim.ask.want / 2).max(1);
+                }
+                self.enqueue(Claim { most_beside, ..claim });
             }
+            return;
         }
         if urgency == Urgency::New {
             log::debug!("the second connection that claims failed, the first one takes over: {error}");

@@ -251,7 +251,7 @@ impl DestinationActor {
         let dispatch::Claim { want, since, ordered, fill, after_results, urgency } = claim;
         let ask = Ask { destination: self.destination.id, want, since, max_bytes: 0, ordered, fill };
         let (org, reply) = (self.destination.org, ctx.address().recipient());
-        self.db().do_send(Claim { org, ask, after_results, urgency, reply });
+        self.db().do_send(Claim { org, ask, after_results, urgency, most_beside: usize::MAX, reply });
     }
 
     fn wake_at(&mut self, moment: Instant, ctx: &mut Context<Self>) {

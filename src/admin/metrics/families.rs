@@ -51,6 +51,8 @@ families! {
     EVENT_BYTES_LIMIT: gauge posthaste_events_held_limit_bytes [] "Events that may be held in memory.";
     CLAIMS_WAITING: gauge posthaste_claims_waiting [] "Destinations that wait for a claim.";
     RESULTS_WAITING: gauge posthaste_results_waiting [] "Results that are not written yet.";
+    FAULTS: gauge posthaste_faults [kind]
+        "Rows and destinations that wait as something about them fails for a lasting reason.";
     CLAIMED: counter posthaste_claimed_deliveries_total [] "Deliveries claimed.";
     CLAIM_DURATION: histogram posthaste_claim_duration_seconds [] "How long statements took that claim.";
     RECORDED: counter posthaste_recorded_results_total [] "Results written.";

@@ -1,6 +1,7 @@
 //! Claims: one statement leases deliveries for many destinations and reads their events.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgHasArrayType, PgRow};
@@ -13,8 +14,8 @@ use super::claim_sql::{
     NEXT_ORDERED, NULLS, PLAIN, TAKE, TAKE_MEASURED, UNCHANGED,
 };
 use crate::model::{
-    DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, Fill, Ordered, OrgId,
-    Outcome,
+    Change, DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, FailedAttempt,
+    Fill, Ordered, OrgId, Outcome,
 };
 use crate::store::{StoreError, in_time};
 
@@ -82,6 +83,8 @@ pub struct Grant {
     pub reached: Option<DbTime>,
     /// What was leased and not read, as there was no room for it: to be written.
     pub returned: Vec<Outcome>,
+    /// Those of them that cannot be read, and why.
+    pub unreadable: Vec<(DeliveryId, String)>,
 }
 
 /// A claimed delivery and whether its event may be sent at all.
@@ -115,6 +118,11 @@ pub(in crate::store) const OPTIONAL_COLUMNS: [(&str, &str); 5] = [
     ("client_version", "text"),
     ("content", "text"),
 ];
+
+/// A delivery that cannot be read waits at least so long ...
+const SHORTEST_ASIDE: Duration = Duration::from_secs(60);
+/// ... and at most so long.
+const LONGEST_ASIDE: Duration = Duration::from_secs(3600);
 
 const EVENT_COLUMNS: &str = "
     SELECT attname::text FROM pg_catalog.pg_attribute
@@ -302,7 +310,13 @@ where
             0 => {
                 seen += 1;
                 grant.reached = grant.reached.max(row.try_get(20)?);
-                let claimed = read_claimed(&row, held < room.most)?;
+                let claimed = match read_claimed(&row, held < room.most) {
+                    Ok(claimed) => claimed,
+                    Err(error) => {
+                        grant.set_aside(&row, &error)?;
+                        continue;
+                    }
+                };
                 if held < room.most {
                     held += claimed.delivery.event.bytes_held();
                     grant.deliveries.push(claimed);
@@ -375,6 +389,27 @@ impl Grant {
             now: DbTime(0),
             reached: None,
             returned: Vec::new(),
+            unreadable: Vec::new(),
         }
+    }
+
+    /// A delivery is leased that cannot be read: it waits, the older it is the longer.
+    fn set_aside(&mut self, row: &PgRow, error: &sqlx::Error) -> Result<(), sqlx::Error> {
+        let (delivery, claimed_at): (Uuid, DbTime) = (row.try_get(3)?, row.try_get(2)?);
+        let age = row.try_get(6).map_or(Duration::ZERO, |created_at| claimed_at.since(created_at));
+        let why = error.to_string();
+        self.returned.push(Outcome {
+            delivery: DeliveryId(delivery),
+            destination: self.destination,
+            claimed_at,
+            change: Change::Postponed { delay: (age / 4).clamp(SHORTEST_ASIDE, LONGEST_ASIDE) },
+            last_attempt_at: Some(claimed_at),
+            response_status: None,
+            response_body: None,
+            error_message: Some(why.as_str().into()),
+            failed: Some(FailedAttempt { number: 1, duration: Duration::ZERO, charged: false }),
+        });
+        self.unreadable.push((DeliveryId(delivery), why));
+        Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! The texts of the claim statements; [`super::claim`] completes and runs them.
 
 /// Parameters: destinations, wanted rows, lower bounds, byte limits, lease, floor, largest event, byte
-/// limit of all, and, where a batch waits to fill, its rows and its wait. Each search is in the order of the index that it should use, as sessions sort nothing that
-/// they can have in order (see [`crate::store::planned`]). Ends with [`TAKE`] or [`TAKE_MEASURED`].
+/// limit of all, and, where a batch waits to fill, its rows and its wait.
+///
+/// Each search is in the order of the index that it should use, as sessions sort nothing that they can have
+/// in order (see [`crate::store::planned`]). Ends with [`TAKE`] or [`TAKE_MEASURED`].
 ///
 /// The rows come with `kind` 0; then one row of kind 1 for each destination, with what falls due next and
 /// with how many rows there were for all; and one of kind 2 for each row that a byte limit cut off. What is

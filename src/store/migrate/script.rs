@@ -18,7 +18,7 @@ pub const LEAST_RIGHTS: i32 = 8;
 
 /// All of them, in order. A later file may define a function of an earlier one anew: the last definition
 /// counts.
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     Migration {
         version: 1,
         name: "given_tables",
@@ -38,6 +38,7 @@ pub const MIGRATIONS: [Migration; 7] = [
         name: "least_rights",
         sql: include_str!("../../../migrations/0008_least_rights.sql"),
     },
+    Migration { version: 9, name: "faults", sql: include_str!("../../../migrations/0009_faults.sql") },
 ];
 
 /// What a statement makes. Names are without their schema, which is always `public`.
@@ -203,7 +204,7 @@ mod tests {
     fn every_statement_of_every_migration_is_understood() {
         let all = statements();
         let count = |wanted: fn(&Makes) -> bool| all.iter().filter(|s| wanted(&s.makes)).count();
-        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 13);
+        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 14);
         assert_eq!(count(|m| matches!(m, Makes::Trigger { .. })), 10);
         let sources = MIGRATIONS.map(|m| m.sql).concat();
         let written = |words: &str| sources.lines().filter(|line| line.starts_with(words)).count();

@@ -1,0 +1,206 @@
+//! A connection of the [`super::db::DbActor`] that claims: opened when needed, dropped after any error, with
+//! a pause before the next try.
+
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+use crate::clock;
+use crate::model::{DbTime, DeliveryId, DestinationId};
+use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
+use crate::store::{self, ConnectOptions, Connection, StoreError, presence};
+
+/// Longest time in which a connection at rest must show that it lives, or be replaced: work waits for it.
+const REFRESH_LIMIT: Duration = Duration::from_secs(1);
+/// Another process is taken for gone when it was not to be seen for so long: one that lives and whose
+/// connection has died makes another one sooner.
+const UNSEEN: Duration = Duration::from_secs(3);
+/// The connection that claims, and that shows other processes that this one lives.
+pub(super) struct ClaimConnection {
+    options: ConnectOptions,
+    open: Option<Open>,
+    since: Option<Since>,
+    backoff: Backoff,
+}
+
+/// A connection that claims.
+struct Open {
+    connection: Connection,
+    sql: ClaimSql,
+    /// Others can tell by it that this process lives.
+    takes_part: bool,
+}
+
+impl Open {
+    /// Takes part, unless it does.
+    async fn take_part(&mut self) -> Result<(), StoreError> {
+        if !self.takes_part {
+            self.takes_part = presence::try_take_part(&mut self.connection).await?;
+        }
+        Ok(())
+    }
+}
+
+impl ClaimConnection {
+    pub(super) fn new(options: ConnectOptions) -> ClaimConnection {
+        ClaimConnection { options, open: None, since: None, backoff: Backoff::default() }
+    }
+
+    /// Whether the last statement failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.backoff.is_zero()
+    }
+
+    /// A second connection that claims, once it is settled which leases are void: until then it would pass
+    /// for another process that lives.
+    pub(super) fn beside(&self) -> Option<ClaimConnection> {
+        let since = self.since.filter(Since::is_settled)?;
+        Some(ClaimConnection { since: Some(since), ..ClaimConnection::new(self.options.clone()) })
+    }
+
+    /// Whether there is a connection by which others cannot see that this process lives.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.takes_part)
+    }
+
+    /// Waits as long as it should before the next statement.
+    pub(super) async fn rest(&self) {
+        self.backoff.wait().await;
+    }
+
+    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
+        // A connection in an unknown state is not used again.
+        let result = self.try_claim(asks, room).await;
+        if result.is_err() {
+            self.open = None;
+        }
+        // What is about some of the rows holds up nobody else.
+        if !result.as_ref().is_err_and(StoreError::is_about_what_was_asked) {
+            self.backoff.note(&result);
+        }
+        result
+    }
+
+    /// Makes the delivery wait that a claim for one would take next of `destination`; which one.
+    pub(super) async fn set_aside(
+        &mut self,
+        destination: DestinationId,
+        is_ordered: bool,
+        delay: Duration,
+        message: &str,
+    ) -> Result<Option<DeliveryId>, StoreError> {
+        let floor = match &self.since {
+            Some(since) if since.alone => since.announced,
+            _ => DbTime(i64::MIN),
+        };
+        let mut connection = store::connect(&self.options).await?;
+        deliveries::set_aside(&mut connection, destination, is_ordered, floor, delay, message).await
+    }
+
+    /// Makes sure that the connection lives, if there has been one and that is possible at once.
+    pub(super) async fn refresh(&mut self) {
+        if self.since.is_none() {
+            return;
+        }
+        let kept = self.open.take();
+        let (options, since) = (&self.options, &mut self.since);
+        let refreshed = tokio::time::timeout(REFRESH_LIMIT, async {
+            if let Some(mut open) = kept
+                && store::answers(&mut open.connection).await
+                && open.take_part().await.is_ok()
+            {
+                return Some(open);
+            }
+            open(options, since).await.ok()
+        });
+        self.open = refreshed.await.unwrap_or(None);
+    }
+
+    async fn try_claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            closed => closed.insert(open(&self.options, &mut self.since).await?),
+        };
+        open.take_part().await?;
+        let Open { connection, sql, .. } = open;
+        let floor = match &mut self.since {
+            Some(since) => since.floor(connection).await?,
+            None => DbTime(i64::MIN),
+        };
+        let (ordered, plain): (Vec<Ask>, Vec<Ask>) =
+            asks.iter().cloned().partition(|ask| ask.ordered.is_some());
+        // Two statements share the room by the number of their asks.
+        let part = |some: &[Ask]| room.part(some.len(), asks.len());
+        let mut grants = Vec::new();
+        if !plain.is_empty() {
+            grants = sql.claim(connection, &plain, floor, part(&plain)).await?;
+        }
+        if !ordered.is_empty() {
+            match sql.claim_ordered(connection, &ordered, floor, part(&ordered)).await {
+                Ok(more) => grants.extend(more),
+                // What was claimed before must not be lost with it; these look again at the next poll.
+                Err(error) if !grants.is_empty() => {
+                    log::error!("claiming for {} ordered destination(s) failed: {error}", ordered.len());
+                    self.open = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(wait) = self.since.as_ref().and_then(Since::undecided_for) {
+            for grant in grants.iter_mut().filter(|grant| grant.now != DbTime(0)) {
+                // Leases that may be void by then should be looked at again.
+                let again = grant.now.after(wait);
+                grant.next_due = Some(grant.next_due.map_or(again, |due| due.min(again)));
+            }
+        }
+        Ok(grants)
+    }
+}
+
+/// When this process took part, and what that says about older leases.
+#[derive(Clone, Copy)]
+struct Since {
+    announced: DbTime,
+    at: Instant,
+    /// No other process has been seen since.
+    unseen: Option<Instant>,
+    /// No other process lived at some moment after: leases from before `announced` belong to nobody.
+    alone: bool,
+}
+
+impl Since {
+    /// Whether there is nothing to be asked any more.
+    fn is_settled(&self) -> bool {
+        self.alone || clock::now() >= self.at + LEASE
+    }
+
+    /// How long until it may be said that no other process lives; none where that is clear.
+    fn undecided_for(&self) -> Option<Duration> {
+        let unseen = self.unseen.filter(|_| !self.is_settled())?;
+        Some(UNSEEN.saturating_sub(clock::now().saturating_duration_since(unseen)))
+    }
+
+    /// Leases from before this moment are void.
+    ///
+    /// It is asked again until those leases have ended anyway: a killed process may live on for a while in a
+    /// statement that PostgreSQL still runs for it.
+    async fn floor(&mut self, connection: &mut Connection) -> Result<DbTime, StoreError> {
+        if !self.is_settled() {
+            let now = clock::now();
+            let is_alone = presence::is_alone(connection).await?;
+            self.unseen = is_alone.then(|| self.unseen.unwrap_or(now));
+            self.alone = self.unseen.is_some_and(|since| now >= since + UNSEEN);
+        }
+        Ok(if self.alone { self.announced } else { DbTime(i64::MIN) })
+    }
+}
+
+/// Opens the claiming connection. Only the first one of a process says when it took part: later ones find
+/// leases of its own.
+async fn open(options: &ConnectOptions, since: &mut Option<Since>) -> Result<Open, StoreError> {
+    let mut connection = store::connect(options).await?;
+    let takes_part = presence::try_take_part(&mut connection).await?;
+    let announced = presence::now(&mut connection).await?;
+    let sql = ClaimSql::read(&mut connection).await?;
+    since.get_or_insert(Since { announced, at: clock::now(), unseen: None, alone: false });
+    Ok(Open { connection, sql, takes_part })
+}

@@ -1,0 +1,98 @@
+//! The part of the [`DbActor`] that keeps what the database refuses for a lasting reason.
+
+use actix::prelude::*;
+
+use super::DbActor;
+use crate::actors::work::{Item, Work};
+use crate::clock;
+use crate::model::DestinationId;
+use crate::store::StoreError;
+use crate::store::faults::{Kind, Subject};
+
+/// From the supervisor: this destination cannot be read, for this reason; or it can again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CannotLoad(pub DestinationId, pub Option<String>);
+
+impl Handler<CannotLoad> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, CannotLoad(destination, why): CannotLoad, ctx: &mut Self::Context) {
+        let subject = Subject { kind: Kind::Load, destination, delivery: None };
+        match why {
+            Some(why) => {
+                let fault = self.faults.failed(subject, None, &why, clock::now());
+                self.work.faults.push(fault);
+            }
+            None => self.heal(&subject),
+        }
+        self.stats.faults = self.faults.counts();
+        self.record(ctx);
+    }
+}
+
+impl DbActor {
+    /// What of `work` was refused before.
+    pub(super) fn tried_again(&self, work: &Work) -> Vec<Subject> {
+        if self.faults.is_empty() {
+            return Vec::new();
+        }
+        let results = work.outcomes.iter().map(|outcome| Subject {
+            kind: Kind::Result,
+            destination: outcome.destination,
+            delivery: Some(outcome.delivery),
+        });
+        let of = |kind, destination| Subject { kind, destination, delivery: None };
+        let states = work.states.keys().map(|id| of(Kind::State, *id));
+        let disabled = work.disabled.iter().map(|(id, _)| of(Kind::Disable, *id));
+        results.chain(states).chain(disabled).filter(|subject| self.faults.is_known(subject)).collect()
+    }
+
+    /// Sets aside what was refused, and notes what of `tried_again` was not.
+    pub(super) fn refused(
+        &mut self,
+        tried_again: Vec<Subject>,
+        work: &mut Work,
+        done: bool,
+        ctx: &mut Context<Self>,
+    ) {
+        let now = clock::now();
+        let refused: Vec<(Item, StoreError)> = std::mem::take(&mut work.refused);
+        for subject in tried_again.into_iter().filter(|_| done) {
+            let is_refused = refused.iter().any(|(item, _)| item.subject() == subject);
+            let is_left = work.locked.iter().any(|outcome| Some(outcome.delivery) == subject.delivery)
+                || work.states.contains_key(&subject.destination)
+                || work.disabled.iter().any(|(id, _)| *id == subject.destination);
+            if !is_refused && !is_left {
+                self.heal(&subject);
+            }
+        }
+        for (item, error) in refused {
+            let fault = self.faults.failed(item.subject(), Some(item), &error.to_string(), now);
+            self.work.faults.push(fault);
+        }
+        self.stats.faults = self.faults.counts();
+        self.retry_faults(ctx);
+    }
+
+    /// It works again.
+    pub(super) fn heal(&mut self, subject: &Subject) {
+        if self.faults.healed(subject) {
+            self.work.healed.push(*subject);
+            self.stats.faults = self.faults.counts();
+        }
+    }
+
+    /// Tries what was refused again when its time comes.
+    fn retry_faults(&mut self, ctx: &mut Context<Self>) {
+        let Some(next) = self.faults.next() else { return };
+        if !std::mem::replace(&mut self.retries_faults, true) {
+            ctx.run_later(next.saturating_duration_since(clock::now()), |this, ctx| {
+                this.retries_faults = false;
+                this.faults.due(clock::now()).into_iter().for_each(|item| this.work.add(item));
+                this.record(ctx);
+                this.retry_faults(ctx);
+            });
+        }
+    }
+}

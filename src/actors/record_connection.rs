@@ -1,0 +1,297 @@
+//! The connection of the [`super::db::DbActor`] that writes: opened when needed, dropped after any error,
+//! with a pause before the next try.
+//!
+//! What the database refuses for a lasting reason is halved until its culprit stands alone, and set aside;
+//! everything else is written. Only what is about the database as a whole fails as a whole.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::db::{Renew, Renewed};
+use super::work::{Item, Work};
+use crate::clock;
+use crate::dispatch::RenewReply;
+use crate::model::Outcome;
+use crate::store::deliveries::{self, LEASE, MAX_RECORD_ROWS, Renewals};
+use crate::store::destinations::{self, Disabled};
+use crate::store::{self, ConnectOptions, Connection, StoreError, faults};
+
+/// Pause before rows that somebody has locked are tried again; what can be written waits no longer than this
+/// for them.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
+/// It is told after so many tries: an application may lock a row for a moment.
+const LOCKED_TOLD_AFTER: u32 = 10;
+/// Where so many are refused and nothing is written, it is not they who are at fault.
+const MOST_REFUSED: usize = 16;
+
+/// See the module.
+pub(super) struct RecordConnection {
+    options: ConnectOptions,
+    connection: Option<Connection>,
+    backoff: Backoff,
+    /// Somebody has locked rows of results: they are stepped around.
+    avoiding: bool,
+    /// How often in a row something could not be written because somebody has locked it.
+    locked_tries: u32,
+}
+
+impl RecordConnection {
+    pub(super) fn new(options: ConnectOptions) -> RecordConnection {
+        RecordConnection {
+            options,
+            connection: None,
+            backoff: Backoff::default(),
+            avoiding: false,
+            locked_tries: 0,
+        }
+    }
+
+    /// Uses another connection for the next statement.
+    pub(super) fn reconnect(&mut self) {
+        self.connection = None;
+    }
+
+    /// Waits as long as it should before the next statement.
+    pub(super) async fn rest(&self) {
+        self.backoff.wait().await;
+        if self.locked_tries > 0 {
+            tokio::time::sleep(LOCKED_PAUSE).await;
+        }
+    }
+
+    /// Writes `work`, and leaves in it what was not written: after success, what somebody has locked, and
+    /// what was refused.
+    pub(super) async fn write(&mut self, work: &mut Work) -> Result<(), StoreError> {
+        let result = self.try_write(work).await;
+        if result.is_err() {
+            self.connection = None;
+        } else {
+            self.note_locked(!work.is_empty());
+        }
+        self.backoff.note(&result);
+        result
+    }
+
+    fn note_locked(&mut self, some: bool) {
+        let before = self.locked_tries;
+        self.locked_tries = if some { before.saturating_add(1) } else { 0 };
+        if self.locked_tries == LOCKED_TOLD_AFTER {
+            log::warn!("somebody has locked rows that are to be written; the others do not wait");
+        } else if !some && before >= LOCKED_TOLD_AFTER {
+            log::info!("the rows that somebody had locked are written");
+        }
+    }
+
+    async fn try_write(&mut self, work: &mut Work) -> Result<(), StoreError> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            closed => closed.insert(store::connect(&self.options).await?),
+        };
+        if !work.renewals.is_empty() {
+            renew(connection, &mut work.renewals).await?;
+        }
+        if !work.outcomes.is_empty() {
+            record_all(connection, &mut self.avoiding, work).await?;
+        }
+        if !work.states.is_empty() {
+            save_all(connection, work).await?;
+        }
+        disable_all(connection, work).await?;
+        announce(connection, work).await?;
+        show_faults(connection, work).await
+    }
+}
+
+/// Writes the outcomes of `work`; those whose rows somebody has locked, and those that are refused, are set
+/// aside.
+async fn record_all(
+    connection: &mut Connection,
+    avoiding: &mut bool,
+    work: &mut Work,
+) -> Result<(), StoreError> {
+    let mut all: Vec<Outcome> = work.outcomes.drain(..).collect();
+    // One order for all writers, so that two of them cannot wait for each other.
+    all.sort_unstable_by_key(|outcome| outcome.delivery);
+    let (mut parts, mut refused, mut written) = (vec![all], Vec::new(), 0);
+    while let Some(mut part) = parts.pop() {
+        let Err(error) = record(connection, avoiding, &mut part, work).await else {
+            written += 1;
+            continue;
+        };
+        let hopeless = written == 0 && refused.len() >= MOST_REFUSED;
+        if !error.is_lasting() || hopeless {
+            work.outcomes.extend(part);
+            work.outcomes.extend(parts.into_iter().flatten());
+            work.outcomes.extend(refused.into_iter().map(|(outcome, _)| outcome));
+            return Err(error);
+        }
+        if part.len() > 1 {
+            parts.push(part.split_off(part.len() / 2));
+            parts.push(part);
+        } else {
+            refused.extend(part.pop().map(|outcome| (outcome, error)));
+        }
+    }
+    work.refused.extend(refused.into_iter().map(|(outcome, error)| (Item::Outcome(outcome), error)));
+    Ok(())
+}
+
+/// Writes `outcomes`; those whose rows somebody has locked are set aside. Only where there are any is the
+/// statement used that steps around them.
+async fn record(
+    connection: &mut Connection,
+    avoiding: &mut bool,
+    outcomes: &mut Vec<Outcome>,
+    work: &mut Work,
+) -> Result<(), StoreError> {
+    if !*avoiding {
+        match deliveries::record(connection, outcomes).await {
+            Ok(written) => {
+                let lost = outcomes.len() as u64 - written;
+                if lost > 0 {
+                    log::debug!(
+                        "{lost} of {} results were not written: their leases were lost",
+                        outcomes.len()
+                    );
+                }
+                return Ok(());
+            }
+            Err(error) if error.is_about_locks() => *avoiding = true,
+            Err(error) => return Err(error),
+        }
+    }
+    let locked = deliveries::record_unlocked(connection, outcomes).await?;
+    work.locked.extend(outcomes.drain(..).filter(|outcome| locked.contains(&outcome.delivery)));
+    *avoiding = !work.locked.is_empty();
+    Ok(())
+}
+
+/// Writes the states of `work`, as [`record_all`] does.
+async fn save_all(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
+    let mut parts = vec![std::mem::take(&mut work.states)];
+    let mut locked = BTreeMap::new();
+    let mut result = Ok(());
+    while let Some(mut part) = parts.pop() {
+        match destinations::save(&mut *connection, &part).await {
+            Ok(skipped) => {
+                part.retain(|destination, _| skipped.contains(destination));
+                locked.append(&mut part);
+            }
+            Err(error) if error.is_lasting() && part.len() == 1 => {
+                let refused = part.into_iter().map(|(id, saved)| Item::State(id, saved));
+                work.refused.extend(refused.zip(Some(error)));
+            }
+            Err(error) if error.is_lasting() => {
+                let middle = part.keys().nth(part.len() / 2).copied();
+                parts.extend(middle.map(|middle| part.split_off(&middle)));
+                parts.push(part);
+            }
+            Err(error) => {
+                locked.append(&mut part);
+                parts.drain(..).for_each(|mut part| locked.append(&mut part));
+                result = Err(error);
+            }
+        }
+    }
+    work.states = locked;
+    result
+}
+
+/// Disables the destinations of `work`, each for itself.
+async fn disable_all(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
+    let mut at = 0;
+    while let Some((destination, reason)) = work.disabled.get(at) {
+        match destinations::disable(&mut *connection, *destination, reason).await {
+            Ok(Disabled::Now) => log::warn!("destination={destination} disabled: {reason}"),
+            Ok(Disabled::Before) => {}
+            Ok(Disabled::Locked) => {
+                at += 1;
+                continue;
+            }
+            Err(error) if error.is_lasting() => {
+                let (destination, reason) = work.disabled.remove(at);
+                work.refused.push((Item::Disable(destination, reason), error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        work.disabled.remove(at);
+    }
+    Ok(())
+}
+
+/// Writes operational events, as far as that is possible.
+async fn announce(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
+    let events = std::mem::take(&mut work.events);
+    let mut parts: Vec<&[_]> = if events.is_empty() { Vec::new() } else { vec![&events] };
+    while let Some(part) = parts.pop() {
+        let Err(error) = destinations::announce(&mut *connection, part).await else { continue };
+        if !error.is_lasting() {
+            log::warn!("{} operational event(s) could not be written: {error}", events.len());
+            return Err(error);
+        }
+        match part {
+            [one] => log::warn!("organization={} an operational event cannot be written: {error}", one.org),
+            many => {
+                let (first, second) = many.split_at(many.len() / 2);
+                parts.extend([second, first]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows faults to `check`. That this cannot be done holds up nothing.
+async fn show_faults(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
+    let (found, healed) = (std::mem::take(&mut work.faults), std::mem::take(&mut work.healed));
+    let mut shown = Ok(());
+    if !found.is_empty() {
+        shown = faults::note(connection, &found).await;
+    }
+    if shown.is_ok() && !healed.is_empty() {
+        shown = faults::forget(connection, &healed).await;
+    }
+    match shown {
+        Err(error) if error.is_lasting() => {
+            log::debug!("faults cannot be shown to posthaste check: {error}");
+            Ok(())
+        }
+        shown => shown,
+    }
+}
+
+/// Renews leases for all who asked, and tells them.
+async fn renew(connection: &mut Connection, asked: &mut Vec<Renew>) -> Result<(), StoreError> {
+    let mut leases: Vec<_> = asked.iter().flat_map(|renew| &renew.leases).copied().collect();
+    // As results are.
+    leases.sort_unstable();
+    let mut renewed = HashMap::new();
+    let mut locked = HashSet::new();
+    let sent = clock::now();
+    let mut parts: Vec<&[_]> = leases.chunks(MAX_RECORD_ROWS).rev().collect();
+    while let Some(part) = parts.pop() {
+        match deliveries::renew(connection, part).await {
+            Ok(Renewals { renewed: some, locked: others }) => {
+                renewed.extend(some);
+                locked.extend(others);
+            }
+            // As if somebody had locked it: what will become of its result is told then.
+            Err(error) if error.is_lasting() && part.len() == 1 => locked.extend(part.iter().map(|l| l.0)),
+            Err(error) if error.is_lasting() => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    for Renew { leases, reply } in asked.drain(..) {
+        let ids = || leases.iter().map(|(id, _)| *id);
+        reply.do_send(Renewed(RenewReply {
+            renewed: ids().filter_map(|id| Some((id, *renewed.get(&id)?))).collect(),
+            locked: ids().filter(|id| locked.contains(id)).collect(),
+            expires: Some(sent + LEASE),
+        }));
+    }
+    Ok(())
+}
