@@ -191,14 +191,12 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::clock;
-    use crate::outbound::lookup::Answer;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     /// What is told of an address of this machine that is not [`HERE`].
     const REFUSED: &str = "host rebound.example.com is refused: it leads to a loopback address (";
 
-    /// Where a name leads at its first lookup, its second, and so on; the answers are too old to be kept.
+    /// Where a name leads at its first lookup, its second, and so on; no answer is kept.
     struct Name {
         answers: Vec<Vec<IpAddr>>,
         asked: Cell<usize>,
@@ -213,10 +211,9 @@ mod tests {
         let lookup = Lookup::new(Box::new(move |asked_for| {
             assert_eq!(asked_for, host);
             let found = name.answers[name.asked.replace(name.asked.get() + 1)].clone();
-            let at = clock::now().checked_sub(Duration::from_secs(60)).expect("a minute of uptime");
-            Box::pin(async move { Answer { found: Ok(found.into()), at } })
+            Box::pin(async move { Ok(found.into()) })
         }));
-        Dialer::with(endpoint, Arc::new(rules), lookup, Duration::from_secs(20))
+        Dialer::with(endpoint, Arc::new(rules), lookup.forgetful(), Duration::from_secs(20))
     }
 
     async fn dial(dialer: &Dialer) -> Result<(), String> {

@@ -19,7 +19,6 @@ mod auth;
 mod body;
 mod connector;
 mod explain;
-mod flight;
 mod grant;
 mod head;
 mod headers;
@@ -29,6 +28,7 @@ mod oauth;
 mod pool;
 mod redact;
 mod shortage;
+mod single_flight;
 mod target;
 mod wire;
 

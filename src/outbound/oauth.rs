@@ -13,11 +13,11 @@ use bytes::Bytes;
 use super::answer::{self, READ_BODY_BYTES};
 use super::connector::Dialer;
 use super::explain::Failure;
-use super::flight::Flight;
 use super::grant::{self, Grant, Token};
 use super::network::Network;
 use super::pool::{KEEP_ALIVE, Pool};
 use super::redact::Redactor;
+use super::single_flight::{self, SingleFlight};
 use super::target::Target;
 use crate::clock;
 use crate::model::Answer;
@@ -30,7 +30,7 @@ pub(super) struct Tokens {
     form: Bytes,
     redactor: Rc<Redactor>,
     timeout: Duration,
-    flight: Flight<Obtained>,
+    flight: SingleFlight<Obtained>,
 }
 
 impl Tokens {
@@ -45,7 +45,7 @@ impl Tokens {
             form: body,
             redactor,
             timeout,
-            flight: Flight::default(),
+            flight: SingleFlight::default(),
         }
     }
 
@@ -58,13 +58,14 @@ impl Tokens {
         refused: Option<&Rc<Token>>,
         deadline: tokio::time::Instant,
     ) -> Result<Rc<Token>, Answer> {
-        let now = clock::now();
-        let is_usable = |obtained: &Obtained| {
-            let token = obtained.as_ref().ok().filter(|token| token.use_until > now);
-            token.is_some_and(|token| !refused.is_some_and(|refused| Rc::ptr_eq(token, refused)))
+        let is_usable = |answer: single_flight::Answer<'_, Obtained>| match answer.value {
+            Ok(token) if refused.is_some_and(|refused| Rc::ptr_eq(token, refused)) => false,
+            Ok(token) => token.use_until > clock::now(),
+            // The failure of a request that is over says nothing of the next one.
+            Err(_) => answer.is_awaited,
         };
         let start = || ask(self.pool.clone(), self.form.clone(), self.redactor.clone(), self.timeout);
-        let waiting = self.flight.join(is_usable, start, stopped);
+        let waiting = self.flight.get(is_usable, start, stopped);
         let obtained = tokio::time::timeout_at(deadline, waiting).await;
         obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(self.timeout))))
     }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -110,6 +111,35 @@ async fn a_token_that_is_about_to_expire_is_replaced() {
         assert_eq!(attempt(&sender).await, response(204, ""));
     }
     assert_eq!(tokens_seen(&receiver).last().unwrap(), "Bearer t-2");
+}
+
+#[actix_rt::test]
+async fn a_token_that_is_over_when_it_comes_is_not_used_by_those_who_came_after_its_request() {
+    let asked = Rc::new(tokio::sync::Notify::new());
+    let first = asked.clone();
+    // Slow, so that its first token, good for a second, has expired when it comes.
+    let tokens = Receiver::start(move |mut stream, number, receiver| {
+        let first = first.clone();
+        async move {
+            receiver.read(&mut stream, number).await;
+            if number == 0 {
+                first.notify_one();
+                actix_rt::time::sleep(Duration::from_secs(1)).await;
+            }
+            let granted = format!(r#"{{"access_token": "t-{number}", "expires_in": 1}}"#);
+            stream.write_all(http("200 OK", &granted).as_bytes()).await.expect("an open connection");
+        }
+    })
+    .await;
+    let receiver = Receiver::answering(OK).await;
+    let sender = sender(&with_tokens(&receiver, &tokens, ""));
+    // The one for whom it was asked leaves before it comes.
+    tokio::select! {
+        answer = attempt(&sender) => panic!("{answer:?}"),
+        () = asked.notified() => {}
+    }
+    assert_eq!(attempt(&sender).await, response(204, ""));
+    assert_eq!((tokens.connections(), tokens_seen(&receiver)), (vec![0, 1], vec!["Bearer t-1".to_owned()]));
 }
 
 #[actix_rt::test]
