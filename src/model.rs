@@ -382,7 +382,7 @@ pub enum Answer {
         body: String,
         /// `Retry-After`, as it came.
         retry_after: Option<String>,
-        /// Why reading the body failed, if it did: the answer then counts as a failure of the network.
+        /// Why reading the body failed, if it did. The status means what it means all the same.
         broken: Option<String>,
     },
     /// Theirs, or the rules': network, TLS, timeout, refused address, a destination that is written wrong.

@@ -44,7 +44,7 @@ async fn a_receiver_hangs_resets_and_drips() {
     eventually("the given up request is no longer counted", async || receiver.in_flight() == 0).await;
     receiver.reply(Reply::Reset);
     assert_eq!(post(&receiver, "{}").await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-    receiver.reply(Reply::Drip(Duration::from_millis(1)));
+    receiver.reply(Reply::Drip(200, Duration::from_millis(1)));
     assert!(post(&receiver, "{}").await.unwrap().starts_with("HTTP/1.1 200"));
     assert_eq!((receiver.count(), receiver.most_in_flight()), (3, 1));
     assert!(receiver.accepted().is_empty());

@@ -32,7 +32,7 @@ const WAITING_CONNECTIONS: u32 = 4_096;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
-const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n";
+const ENDLESS: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 1000000\r\n\r\n";
 
 /// A request, as it is reported to the driver.
 #[derive(Clone, Copy, Debug)]

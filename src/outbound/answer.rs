@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::explain;
 use super::redact::Redactor;
+use crate::clock;
 use crate::model::Answer;
 
 /// Bytes of a response body that are kept.
@@ -18,6 +19,10 @@ pub const KEPT_BODY_BYTES: usize = 4 * 1024;
 /// Bytes of a response body that are read. Reading on, rather than hanging up after the kept ones, keeps the
 /// connection usable; beyond this, a new connection is cheaper.
 pub const READ_BODY_BYTES: usize = 64 * 1024;
+/// How long the body of a 2xx is read on after its head, within the attempt's deadline. The delivery is made;
+/// the rest is worth a moment, as it is kept for people to see and its end makes the connection usable again,
+/// but a receiver that holds it open must not hold one of its destination's slots.
+const ACCEPTED_BODY_TIME: Duration = Duration::from_secs(1);
 /// Bytes of `Retry-After` that are looked at: a date has 29.
 const RETRY_AFTER_BYTES: usize = 64;
 
@@ -51,6 +56,13 @@ pub(super) async fn read(
     });
     // A secret that begins in what is kept must be known to its end.
     let most = READ_BODY_BYTES.min(KEPT_BODY_BYTES + redactor.reach());
+    let (deadline, timeout) = match status {
+        200..=299 => {
+            let soon = Instant::from_std(clock::now() + ACCEPTED_BODY_TIME);
+            (deadline.min(soon), timeout.min(ACCEPTED_BODY_TIME))
+        }
+        _ => (deadline, timeout),
+    };
     let Body { kept, seen, broken } = body(&mut response, most, deadline, timeout).await;
     let is_cut = seen > kept.len() || broken.is_some();
     let body = redactor.beginning(text(&kept, is_cut), KEPT_BODY_BYTES, is_cut);

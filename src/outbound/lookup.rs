@@ -22,7 +22,7 @@ use crate::policy::fairness::Shares;
 const MAX_LOOKUPS: u64 = 384;
 /// An organization with so many under way is told that its resolver does not answer.
 const HANGING_LOOKUPS: u64 = 8;
-/// How long after its lookup began an answer serves those who ask for it, however long it took to come. Short,
+/// How long after its lookup began an answer serves those who ask for it, however long it took. Short,
 /// as nobody tells us the record's lifetime; long enough that a receiver without keep-alive does not cost a
 /// lookup for each request.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(5);

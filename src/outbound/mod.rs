@@ -192,13 +192,29 @@ impl Sender {
 }
 
 /// What came of a request whose time was over long before this process looked: the receiver may have answered
-/// to somebody who was not there.
+/// to somebody who was not there. A status that was read is an answer, whenever that was.
 fn late(answer: Answer, duration: Duration) -> Answer {
     match answer {
-        Answer::Failed(why) | Answer::Response { broken: Some(why), .. } => Answer::OurFault(format!(
+        Answer::Failed(why) => Answer::OurFault(format!(
             "this process was stopped, or had no processor: a request ended only after {} ms ({why})",
             duration.as_millis()
         )),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_noticed_late_is_our_fault_unless_a_status_came() {
+        let duration = Duration::from_secs(60);
+        assert!(matches!(late(Answer::Failed("timed out".into()), duration), Answer::OurFault(_)));
+        for status in [200, 400] {
+            let (body, broken) = (String::new(), Some("timed out".into()));
+            let answer = Answer::Response { status, body, retry_after: None, broken };
+            assert_eq!(late(answer.clone(), duration), answer);
+        }
     }
 }

@@ -38,8 +38,8 @@ impl<T: Clone + 'static> SingleFlight<T> {
     /// The last answer or that of the asking under way, if it `is_usable`, or else what `start` begins. There
     /// is never more than one asking under way: one whose answer will be too old is waited for as well.
     ///
-    /// An asking that began after this call is taken as it comes, so nobody waits for more than two. `stopped`
-    /// is the answer of an asking that was ended by the end of the process.
+    /// An asking that began after this call is taken as it comes, so nobody waits for more than two.
+    /// `stopped` is the answer of an asking that was ended by the end of the process.
     pub(super) async fn get<F>(
         &self,
         is_usable: impl Fn(Answer<'_, T>) -> bool,

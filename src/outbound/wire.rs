@@ -4,7 +4,7 @@
 //! middle of an answer. Only the first may be tried again at once, so the connection itself keeps the
 //! difference. It also has the head of each answer put right for awc (see `head.rs`).
 
-use std::io;
+use std::io::{self, Read as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,6 +70,8 @@ pub(super) struct Wire {
     /// read nevertheless: after a failed write, the rest of the request is dropped and reading tells what
     /// happened.
     write_error: Option<io::Error>,
+    /// What broke the connection behind bytes that were handed out first.
+    read_error: Option<io::Error>,
     _open: Open,
 }
 
@@ -103,7 +105,8 @@ impl Wire {
     pub(super) fn new(stream: Stream, peer: Arc<str>) -> Wire {
         let head = Head::none();
         let _open = Open::new();
-        Wire { stream, peer, phase: Phase::Answering, requests: 0, head, write_error: None, _open }
+        let phase = Phase::Answering;
+        Wire { stream, peer, phase, requests: 0, head, write_error: None, read_error: None, _open }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {
@@ -123,6 +126,9 @@ impl Wire {
 
     /// Reads what the receiver sends, as it is.
     fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(error) = self.read_error.take() {
+            return Poll::Ready(Err(self.ended(Some(error))));
+        }
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         let read = match &mut self.stream {
@@ -139,8 +145,25 @@ impl Wire {
                 self.phase = Phase::Answering;
                 Poll::Ready(Ok(()))
             }
+            Poll::Ready(Err(error)) if self.stream.rest(buf) => {
+                self.phase = Phase::Answering;
+                self.read_error = Some(error);
+                Poll::Ready(Ok(()))
+            }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.ended(Some(error)))),
         }
+    }
+}
+
+impl Stream {
+    /// Reads what had been decrypted before the connection broke; false when there is nothing. TLS tells the
+    /// fault first where both came in one piece, and a status may stand before it.
+    fn rest(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let Stream::Tls(stream) = self else { return false };
+        let mut reader = stream.get_mut().1.reader();
+        let read = reader.read(buf.initialize_unfilled()).unwrap_or(0);
+        buf.advance(read);
+        read > 0
     }
 }
 

@@ -32,14 +32,14 @@ pub enum Verdict {
 /// What `answer` to a request with `deliveries` deliveries means. `wall`, the time of day, is compared with
 /// dates in `Retry-After`.
 pub fn classify(answer: &Answer, deliveries: usize, wall: SystemTime) -> Verdict {
-    let (status, retry_after, broken) = match answer {
+    // The status decides, whatever became of the body behind it.
+    let (status, retry_after) = match answer {
         Answer::Failed(_) => return Verdict::DestinationFailed,
         Answer::OurFault(_) => return Verdict::OurFault,
-        Answer::Response { status, retry_after, broken, .. } => (*status, retry_after.as_deref(), broken),
+        Answer::Response { status, retry_after, .. } => (*status, retry_after.as_deref()),
     };
     let pause = retry_after.and_then(|text| parse_retry_after(text, wall));
     match status {
-        200..=299 if broken.is_some() => Verdict::DestinationFailed,
         200..=299 => Verdict::Delivered,
         400 | 413 | 422 if deliveries > 1 => Verdict::Split,
         401 | 403 | 404 | 408 => Verdict::DestinationFailed,
@@ -81,17 +81,17 @@ mod tests {
 
     use super::*;
 
-    fn response(status: u16, retry_after: Option<&str>) -> Answer {
+    fn response(status: u16, retry_after: Option<&str>, broken: Option<&str>) -> Answer {
         Answer::Response {
             status,
             body: String::new(),
             retry_after: retry_after.map(Into::into),
-            broken: None,
+            broken: broken.map(Into::into),
         }
     }
 
     #[test]
-    fn every_status_has_its_verdict() {
+    fn every_status_has_its_verdict_whatever_becomes_of_the_body() {
         use Verdict::*;
         let table: [(u16, Option<&str>, usize, Verdict); 29] = [
             (200, None, 1, Delivered),
@@ -125,12 +125,11 @@ mod tests {
             (599, None, 1, DestinationFailed),
         ];
         for (status, retry_after, deliveries, verdict) in table {
-            let answer = response(status, retry_after);
-            assert_eq!(
-                classify(&answer, deliveries, SystemTime::UNIX_EPOCH),
-                verdict,
-                "{status} {retry_after:?}"
-            );
+            for broken in [None, Some("reset")] {
+                let answer = response(status, retry_after, broken);
+                let found = classify(&answer, deliveries, SystemTime::UNIX_EPOCH);
+                assert_eq!(found, verdict, "{status} {retry_after:?} {broken:?}");
+            }
         }
     }
 
@@ -139,13 +138,13 @@ mod tests {
         let wall = SystemTime::UNIX_EPOCH;
         assert_eq!(classify(&Answer::Failed("x".into()), 1, wall), Verdict::DestinationFailed);
         assert_eq!(classify(&Answer::OurFault("x".into()), 1, wall), Verdict::OurFault);
-        let broken = Answer::Response {
-            status: 200,
-            body: String::new(),
-            retry_after: None,
-            broken: Some("reset".into()),
-        };
-        assert_eq!(classify(&broken, 1, wall), Verdict::DestinationFailed);
+    }
+
+    #[test]
+    fn what_became_of_the_body_is_told_beside_the_status() {
+        assert_eq!(message(&response(400, None, None)), "the receiver answered 400");
+        let broken = message(&response(400, None, Some("reset")));
+        assert_eq!(broken, "the receiver answered 400, but its answer broke off: reset");
     }
 
     #[test]

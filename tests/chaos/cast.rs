@@ -33,7 +33,7 @@ pub enum Manner {
     Picky,
     /// One request in six gets 409.
     Refusing,
-    /// One request in eight gets what is no HTTP, or an answer that breaks off.
+    /// One request in eight gets what is no HTTP, or 500 or 200 (which counts) with a body that breaks off.
     Garbled,
     /// One request in two hundred gets 410.
     Leaving,
@@ -141,7 +141,11 @@ fn behave(
         } else {
             reply(manner, request, &mut rng.lock().unwrap())
         };
-        let accepts = matches!(reply, Reply::Status(200) | Reply::Slow(_));
+        let accepts = match &reply {
+            Reply::Status(200) | Reply::Slow(_) => true,
+            Reply::Raw(bytes) => bytes.starts_with(b"HTTP/1.1 200"),
+            _ => false,
+        };
         let mut ledger = ledger.lock().unwrap();
         ledger.requests += 1;
         ledger.bad += usize::from(!accepts);
@@ -184,7 +188,10 @@ fn reply(manner: Manner, request: &Received, rng: &mut fastrand::Rng) -> Reply {
         Manner::Picky => Reply::Status(422),
         Manner::Refusing => Reply::Status(409),
         Manner::Garbled if status => Reply::Raw(b"what is this?\r\n\r\n".to_vec()),
-        Manner::Garbled => Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort".to_vec()),
+        Manner::Garbled => {
+            let status = if rng.bool() { 200 } else { 500 };
+            Reply::Raw(format!("HTTP/1.1 {status} So\r\ncontent-length: 100\r\n\r\nshort").into_bytes())
+        }
         Manner::Leaving => Reply::Status(410),
         Manner::Flaky | Manner::Healthy | Manner::Slow => Reply::Status(500),
     }

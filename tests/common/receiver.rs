@@ -34,8 +34,8 @@ pub enum Reply {
     Hang,
     /// Closes the connection with a reset instead of answering.
     Reset,
-    /// Sends a head at once and then one byte of the body after every pause, without end.
-    Drip(Duration),
+    /// Sends a head with this status at once and then one byte of the body after every pause, without end.
+    Drip(u16, Duration),
     /// Sends these bytes, whatever they are, and closes.
     Raw(Vec<u8>),
     /// Answers 200 and closes the connection without having said that it would.
@@ -57,8 +57,12 @@ impl Reply {
         match self {
             Reply::Status(status) | Reply::Full(status, ..) => Some(*status),
             Reply::Late(status, _) | Reply::Held(status, _) | Reply::HeldFull(status, ..) => Some(*status),
+            Reply::Drip(status, _) => Some(*status),
             Reply::Slow(_) | Reply::OkThenClose => Some(200),
-            Reply::Hang | Reply::Reset | Reply::Drip(_) | Reply::Raw(_) => None,
+            Reply::Raw(bytes) => {
+                std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?.parse().ok()
+            }
+            Reply::Hang | Reply::Reset => None,
         }
     }
 }
@@ -411,8 +415,9 @@ async fn answer(stream: &mut TcpStream, reply: Reply) -> io::Result<bool> {
             stream.set_zero_linger()?;
             return Ok(false);
         }
-        Reply::Drip(pause) => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await?;
+        Reply::Drip(status, pause) => {
+            let head = format!("HTTP/1.1 {status} Because\r\ncontent-length: 1000000\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
             loop {
                 tokio::time::sleep(pause).await;
                 stream.write_all(b".").await?;

@@ -67,7 +67,7 @@ async fn misbehaving_destinations_affect_only_their_own_deliveries() {
     let bad: Vec<Receiver> = [
         Reply::Hang,
         Reply::Reset,
-        Reply::Drip(std::time::Duration::from_millis(50)),
+        Reply::Drip(500, std::time::Duration::from_millis(50)),
         Reply::Status(500),
         Reply::Raw(b"SSH-2.0-OpenSSH\r\n".to_vec()),
         Reply::Raw(Vec::new()),

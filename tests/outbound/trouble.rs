@@ -49,17 +49,55 @@ async fn the_deadline_covers_a_head_that_drips() {
 
 #[actix_rt::test]
 async fn the_deadline_covers_a_body_that_drips() {
-    let receiver = dripping("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+    let receiver = dripping("HTTP/1.1 500 No\r\ncontent-length: 100000\r\n\r\n").await;
     let mut destination = destination(receiver.url());
     destination.timeout = HASTY;
     let began = Instant::now();
     let answer = attempt(&sender(&destination)).await;
     assert!(began.elapsed() < PATIENT / 2, "{:?}", began.elapsed());
-    let Answer::Response { status: 200, body, broken: Some(broken), .. } = answer else {
+    let Answer::Response { status: 500, body, broken: Some(broken), .. } = answer else {
         panic!("expected a broken response, got {answer:?}");
     };
     assert!(body.starts_with("xx"), "{body}");
     assert_eq!(broken, "the body of the answer timed out after 300 ms");
+}
+
+#[actix_rt::test]
+async fn the_body_of_a_2xx_that_does_not_end_holds_a_request_for_a_moment_only() {
+    for (timeout, moment) in [(PATIENT, 1000), (HASTY, 300)] {
+        let receiver = dripping("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+        let mut destination = destination(receiver.url());
+        destination.timeout = timeout;
+        let (sender, began) = (sender(&destination), Instant::now());
+        for _ in 0..2 {
+            let answer = attempt(&sender).await;
+            let Answer::Response { status: 200, body, broken: Some(broken), .. } = answer else {
+                panic!("expected a broken response, got {answer:?}");
+            };
+            assert!(body.starts_with("xx"), "{body}");
+            assert_eq!(broken, format!("the body of the answer timed out after {moment} ms"));
+        }
+        assert!(began.elapsed() < PATIENT / 2, "{:?}", began.elapsed());
+        assert_eq!(receiver.connections(), [0, 1], "the rest was not read, so the connection was dropped");
+    }
+}
+
+#[actix_rt::test]
+async fn a_connection_whose_answer_was_garbled_is_not_used_again() {
+    let receiver = Receiver::answering(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nwhat is this?\r\n",
+    )
+    .await;
+    let sender = sender(&destination(receiver.url()));
+    for _ in 0..2 {
+        let answer = attempt(&sender).await;
+        let Answer::Response { status: 200, body, broken: Some(broken), .. } = answer else {
+            panic!("expected a broken response, got {answer:?}");
+        };
+        assert_eq!(body, "half");
+        assert!(broken.starts_with("the body of the answer is broken: "), "{broken}");
+    }
+    assert_eq!(receiver.connections(), [0, 1]);
 }
 
 #[actix_rt::test]
@@ -172,7 +210,7 @@ async fn bodies_are_kept_as_text_that_can_be_stored() {
 }
 
 #[actix_rt::test]
-async fn a_body_that_ends_too_early_is_broken() {
+async fn a_body_that_ends_too_early_is_broken_and_its_beginning_kept() {
     for (answer, kept) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "half"),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n", "half"),

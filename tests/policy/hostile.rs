@@ -39,14 +39,18 @@ use Act::{Drips, Floods, Hangs, Resets, Says};
 use Comes::{Charged, Delivered, Tripped};
 
 const TIMED_OUT: &str = "response_status IS NULL AND error_message = 'timed out after 3000 ms'";
-const BODY_TIMED_OUT: &str = "response_status = 200 AND error_message =
-    'the receiver answered 200, but its answer broke off: the body of the answer timed out after 3000 ms'";
+const BODY_TIMED_OUT: &str = "response_status = 500 AND response_body = 'half' AND error_message =
+    'the receiver answered 500, but its answer broke off: the body of the answer timed out after 3000 ms'";
 const NOT_HTTP: &str = "response_status IS NULL AND error_message LIKE 'the answer is not HTTP%'";
 const TOO_LARGE: &str =
     "response_status IS NULL AND error_message LIKE 'the head of the answer is larger than 128 KiB%'";
 const INCOMPLETE: &str = "response_status IS NULL AND error_message LIKE '%before the answer was complete'";
-const BODY_INCOMPLETE: &str = "response_status = 200 AND response_body = 'half'
-    AND error_message LIKE '%before the answer was complete'";
+const BODY_INCOMPLETE: &str = "response_body = 'half'
+    AND error_message LIKE '% but its answer broke off: %before the answer was complete'";
+/// A 2xx counts as soon as its head is complete, whatever becomes of its body.
+const HEAD_KEPT: &str = "response_status = 200 AND response_body = '' AND error_message IS NULL";
+const HALF_KEPT: &str = "response_status = 200 AND response_body = 'half' AND error_message IS NULL";
+const DRIPS_KEPT: &str = "response_status = 200 AND response_body LIKE '...%' AND error_message IS NULL";
 const PREFIX_KEPT: &str = "response_status = 200 AND response_body = repeat('x', 4096)";
 
 /// A thousand letters in 29 bytes.
@@ -81,19 +85,27 @@ fn silent_or_endless() -> Vec<Row> {
     vec![
         (Hangs(""), TIMED_OUT, Tripped),
         (Hangs("HTTP/1.1 200 OK\r\nx-half: "), TIMED_OUT, Tripped),
-        (Hangs("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"), BODY_TIMED_OUT, Tripped),
-        (Hangs("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf"), BODY_TIMED_OUT, Tripped),
-        (Hangs("HTTP/1.1 200 OK\r\n\r\n"), BODY_TIMED_OUT, Tripped),
+        (Hangs("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"), HEAD_KEPT, Delivered),
+        (Hangs("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf"), HALF_KEPT, Delivered),
+        (Hangs("HTTP/1.1 200 OK\r\n\r\n"), HEAD_KEPT, Delivered),
+        (Hangs("HTTP/1.1 500 No\r\ncontent-length: 5\r\n\r\nhalf"), BODY_TIMED_OUT, Tripped),
         (Hangs("HTTP/1.1 100 Continue\r\n\r\n"), TIMED_OUT, Tripped),
         (Drips("HTTP/1.1 200 OK\r\nx-slow: "), TIMED_OUT, Tripped),
-        (Drips("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"), BODY_TIMED_OUT, Tripped),
+        (Drips("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"), DRIPS_KEPT, Delivered),
         (Resets(""), "error_message LIKE '%broke: Connection reset%'", Tripped),
-        (Resets("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"), "error_message LIKE '%reset%'", Tripped),
+        (Resets("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"), HALF_KEPT, Delivered),
+        (
+            Resets("HTTP/1.1 500 No\r\ncontent-length: 9\r\n\r\nhalf"),
+            "response_status = 500 AND error_message LIKE '%reset%'",
+            Tripped,
+        ),
         (says(""), INCOMPLETE, Tripped),
         (says("HTTP/1.1 200 OK\r\nx-half: "), INCOMPLETE, Tripped),
-        (says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"), BODY_INCOMPLETE, Tripped),
+        (says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"), HALF_KEPT, Delivered),
+        (says("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"), HALF_KEPT, Delivered),
+        (says("HTTP/1.1 400 No\r\ncontent-length: 9\r\n\r\nhalf"), BODY_INCOMPLETE, Charged),
         (
-            says("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+            says("HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
             BODY_INCOMPLETE,
             Tripped,
         ),
@@ -135,9 +147,14 @@ fn malformed() -> Vec<Row> {
         (says("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok"), NOT_HTTP, Tripped),
         (says("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n"), NOT_HTTP, Tripped),
         (
-            says("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
-            "response_status = 200 AND error_message LIKE '%the body of the answer is broken%'",
-            Tripped,
+            says("HTTP/1.1 422 No\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"),
+            "response_status = 422 AND error_message LIKE '%the body of the answer is broken%'",
+            Charged,
+        ),
+        (
+            says("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n"),
+            HALF_KEPT,
+            Delivered,
         ),
     ]
 }
