@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::explain;
+use super::phase::Phase;
 use super::redact::Redactor;
 use crate::clock;
 use crate::model::Answer;
@@ -25,11 +26,6 @@ pub const READ_BODY_BYTES: usize = 64 * 1024;
 const ACCEPTED_BODY_TIME: Duration = Duration::from_secs(1);
 /// Bytes of `Retry-After` that are looked at: a date has 29.
 const RETRY_AFTER_BYTES: usize = 64;
-
-/// The message of an attempt that ran out of time.
-pub(super) fn timed_out(timeout: Duration) -> String {
-    format!("timed out after {} ms", timeout.as_millis())
-}
 
 /// What was read of a body.
 pub(super) struct Body {
@@ -82,7 +78,7 @@ pub(super) async fn body(
         Ok(Ok(())) => None,
         Ok(Err(error)) if explain::is_closed(&error) && ends_with_connection(response) => None,
         Ok(Err(error)) => Some(explain::body(&error)),
-        Err(_) => Some(format!("the body of the answer {}", timed_out(timeout))),
+        Err(_) => Some(Phase::Reading.timed_out(timeout)),
     };
     body
 }

@@ -25,6 +25,7 @@ use futures_util::future::LocalBoxFuture;
 use super::explain;
 use super::lookup::Lookup;
 use super::network::Network;
+use super::phase::{self, Phase};
 use super::target::{Destined, Endpoint};
 use super::wire::{Stream, Wire};
 use crate::model::OrgId;
@@ -87,6 +88,7 @@ impl Dialer {
             Destined::Literal(addr) => addr.to_string(),
             Destined::Name(name) => name.strip_suffix('.').unwrap_or(name).to_owned(),
         });
+        phase::enter(Phase::Handshake);
         let service = TlsConnector::service(tls.clone());
         match service.call(Connection::new(name, tcp)).await {
             Ok(connection) => Ok(Wire::new(Stream::Tls(Box::new(connection.into_parts().0)), peer.clone())),
@@ -105,6 +107,7 @@ impl Dialer {
             }
             Destined::Name(name) => name,
         };
+        phase::enter(Phase::NameLookup);
         let mut refusal = None;
         let mut vetted = Vec::with_capacity(MAX_ADDRESSES);
         for addr in lookup.addresses(name).await?.iter() {
@@ -127,6 +130,7 @@ impl Dialer {
 
     /// Tries `addresses` in turn. Each gets an equal share of the time, the last one all that is left.
     async fn connect_any(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Unconnected> {
+        phase::enter(Phase::Connecting);
         let Inner { peer, timeout, .. } = &*self.0;
         let share = *timeout / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
         let mut failure = Unconnected::Theirs("the host has no address".into());
@@ -257,6 +261,24 @@ mod tests {
         assert_eq!(dial(&dialer).await, Err("the host has no address".into()));
         let untouched = tokio::time::timeout(Duration::ZERO, trap.accept()).await;
         assert!(untouched.is_err(), "nothing came to the refused address");
+    }
+
+    #[actix_rt::test]
+    async fn a_resolver_that_hangs_is_what_the_attempt_waits_for() {
+        let endpoint = Endpoint {
+            host: Destined::Name("example.com".into()),
+            port: 80,
+            tls: None,
+            uri: Uri::from_static("http://example.com/"),
+        };
+        let lookup = Lookup::new(Box::new(|_| Box::pin(std::future::pending())));
+        let timeout = Duration::from_secs(20);
+        let dialer = Dialer::with(endpoint, Arc::default(), lookup, timeout);
+        let progress = phase::Progress::default();
+        let dialed = tokio::time::timeout(Duration::ZERO, progress.track(dial(&dialer))).await;
+        assert!(dialed.is_err());
+        let told = progress.phase().timed_out(timeout);
+        assert_eq!(told, "timed out after 20000 ms while waiting for the name lookup");
     }
 
     #[actix_rt::test]

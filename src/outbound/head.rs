@@ -52,6 +52,11 @@ impl Head {
         self.coming
     }
 
+    /// Whether any of it came: what the receiver said before, on its way to an answer, does not count.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.came.is_empty()
+    }
+
     /// Takes in `bytes` that came.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let mut looked_at = self.came.len();

@@ -25,6 +25,7 @@ mod headers;
 mod lookup;
 mod network;
 mod oauth;
+mod phase;
 mod pool;
 mod redact;
 mod shortage;
@@ -45,6 +46,7 @@ use self::connector::Dialer;
 use self::explain::Failure;
 use self::grant::Token;
 use self::oauth::Tokens;
+use self::phase::Progress;
 use self::pool::{KEEP_ALIVE, Pool};
 use self::redact::Redactor;
 use crate::clock;
@@ -149,8 +151,10 @@ impl Sender {
             Some(token) => &self.redactor.with_headers(self.remember(token).iter()),
             None => &*self.redactor,
         };
-        let head = match tokio::time::timeout_at(deadline, self.send(request, body, token)).await {
-            Err(_) => return Answer::Failed(answer::timed_out(self.target.timeout)),
+        let progress = Progress::default();
+        let sent = progress.track(self.send(request, body, token));
+        let head = match tokio::time::timeout_at(deadline, sent).await {
+            Err(_) => return Answer::Failed(progress.phase().timed_out(self.target.timeout)),
             Ok(Err(Failure::Ours(message))) => return Answer::OurFault(message),
             // Some errors quote what came.
             Ok(Err(failure)) => return Answer::Failed(redactor.redact(failure.to_string())),

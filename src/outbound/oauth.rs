@@ -15,6 +15,7 @@ use super::connector::Dialer;
 use super::explain::Failure;
 use super::grant::{self, Grant, Token};
 use super::network::Network;
+use super::phase::Progress;
 use super::pool::{KEEP_ALIVE, Pool};
 use super::redact::Redactor;
 use super::single_flight::{self, SingleFlight};
@@ -31,6 +32,8 @@ pub(super) struct Tokens {
     redactor: Rc<Redactor>,
     timeout: Duration,
     flight: SingleFlight<Obtained>,
+    /// Of the request that is under way.
+    progress: Progress,
 }
 
 impl Tokens {
@@ -46,6 +49,7 @@ impl Tokens {
             redactor,
             timeout,
             flight: SingleFlight::default(),
+            progress: Progress::default(),
         }
     }
 
@@ -64,17 +68,27 @@ impl Tokens {
             // The failure of a request that is over says nothing of the next one.
             Err(_) => answer.is_awaited,
         };
-        let start = || ask(self.pool.clone(), self.form.clone(), self.redactor.clone(), self.timeout);
+        let start = || {
+            let (pool, form, redactor) = (self.pool.clone(), self.form.clone(), self.redactor.clone());
+            ask(pool, form, redactor, self.progress.clone(), self.timeout)
+        };
         let waiting = self.flight.get(is_usable, start, stopped);
         let obtained = tokio::time::timeout_at(deadline, waiting).await;
-        obtained.unwrap_or_else(|_| Err(failed(&answer::timed_out(self.timeout))))
+        obtained.unwrap_or_else(|_| Err(failed(&self.progress.phase().timed_out(self.timeout))))
     }
 }
 
-async fn ask(pool: Rc<Pool>, form: Bytes, redactor: Rc<Redactor>, timeout: Duration) -> Obtained {
+async fn ask(
+    pool: Rc<Pool>,
+    form: Bytes,
+    redactor: Rc<Redactor>,
+    progress: Progress,
+    timeout: Duration,
+) -> Obtained {
     let asked = clock::now();
     let deadline = tokio::time::Instant::from_std(asked + timeout);
-    let obtained = tokio::time::timeout_at(deadline, exchange(&pool, form, asked, timeout)).await;
+    let exchange = progress.track(exchange(&pool, form, asked, timeout));
+    let obtained = tokio::time::timeout_at(deadline, exchange).await;
     // The next token is a long time away.
     pool.clear();
     match obtained {
@@ -82,7 +96,7 @@ async fn ask(pool: Rc<Pool>, form: Bytes, redactor: Rc<Redactor>, timeout: Durat
         Ok(Err(Failure::Ours(message))) => Err(Answer::OurFault(message)),
         // Some errors quote what came, and this server was sent a secret.
         Ok(Err(failure)) => Err(failed(&redactor.redact(failure.to_string()))),
-        Err(_) => Err(failed(&answer::timed_out(timeout))),
+        Err(_) => Err(failed(&progress.phase().timed_out(timeout))),
     }
 }
 

@@ -15,6 +15,7 @@ use actix_tls::connect::rustls_0_23::reexports::AsyncTlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::head::Head;
+use super::phase::{self, Phase};
 
 /// Bytes of a head that are read at once: most heads fit.
 const HEAD_READ_BYTES: usize = 2048;
@@ -51,10 +52,10 @@ pub(super) enum Stream {
 
 /// Where an exchange stands.
 #[derive(Debug, PartialEq, Eq)]
-enum Phase {
+enum Exchange {
     /// A request is being written, or was, and nothing came back yet.
     Asking,
-    /// A byte of the answer came; after its last byte, the connection rests in this phase.
+    /// A byte of the answer came; after its last byte, the connection rests here.
     Answering,
 }
 
@@ -63,7 +64,7 @@ enum Phase {
 pub(super) struct Wire {
     stream: Stream,
     peer: Arc<str>,
-    phase: Phase,
+    exchange: Exchange,
     requests: u32,
     head: Head,
     /// A receiver may answer (413, say) and close while the request is still being written. What it said is
@@ -105,14 +106,14 @@ impl Wire {
     pub(super) fn new(stream: Stream, peer: Arc<str>) -> Wire {
         let head = Head::none();
         let _open = Open::new();
-        let phase = Phase::Answering;
-        Wire { stream, peer, phase, requests: 0, head, write_error: None, read_error: None, _open }
+        let exchange = Exchange::Answering;
+        Wire { stream, peer, exchange, requests: 0, head, write_error: None, read_error: None, _open }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {
         let peer = self.peer.clone();
         let gone = error.as_ref().is_none_or(|e| is_closed(e.kind()));
-        if gone && self.phase == Phase::Asking && self.requests > 1 {
+        if gone && self.exchange == Exchange::Asking && self.requests > 1 {
             return io::Error::new(io::ErrorKind::ConnectionAborted, Ended::Stale(peer));
         }
         match error {
@@ -142,11 +143,11 @@ impl Wire {
             },
             Poll::Ready(Ok(())) if room && buf.filled().len() == before => Poll::Ready(Err(self.ended(None))),
             Poll::Ready(Ok(())) => {
-                self.phase = Phase::Answering;
+                self.exchange = Exchange::Answering;
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) if self.stream.rest(buf) => {
-                self.phase = Phase::Answering;
+                self.exchange = Exchange::Answering;
                 self.read_error = Some(error);
                 Poll::Ready(Ok(()))
             }
@@ -183,6 +184,8 @@ impl AsyncRead for Wire {
             let mut came = ReadBuf::new(&mut bytes);
             ready!(self.poll_receive(cx, &mut came))?;
             self.head.push(came.filled());
+            let begun = self.head.has_begun();
+            phase::enter(if begun { Phase::Reading } else { Phase::Waiting });
         }
         if self.head.give(buf) {
             return Poll::Ready(Ok(()));
@@ -193,11 +196,12 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.phase == Phase::Answering {
-            self.phase = Phase::Asking;
+        if self.exchange == Exchange::Answering {
+            self.exchange = Exchange::Asking;
             self.requests += 1;
             self.head = Head::awaited();
         }
+        phase::enter(Phase::Sending);
         if self.write_error.is_some() {
             return Poll::Ready(Ok(buf.len()));
         }
@@ -216,6 +220,7 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.write_error.is_some() {
+            phase::enter(Phase::Waiting);
             return Poll::Ready(Ok(()));
         }
         let flushed = match &mut self.stream {
@@ -225,6 +230,7 @@ impl AsyncWrite for Wire {
         if let Err(error) = ready!(flushed) {
             self.write_error = Some(error);
         }
+        phase::enter(Phase::Waiting);
         Poll::Ready(Ok(()))
     }
 

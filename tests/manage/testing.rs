@@ -66,7 +66,7 @@ async fn a_test_tells_what_keeps_deliveries_from_arriving_and_is_not_repeated() 
         (Reply::Status(301), Some(301), "the receiver answered 301"),
         (Reply::header(429, "retry-after", "60"), Some(429), "the receiver answered 429"),
         (Reply::Reset, None, "connection"),
-        (Reply::Hang, None, "timed out after 1000 ms"),
+        (Reply::Hang, None, "timed out after 1000 ms while waiting for the answer"),
     ];
     for (at, (reply, status, words)) in table.into_iter().enumerate() {
         receiver.reply(reply);

@@ -11,6 +11,7 @@ mod oauth;
 mod receiver;
 mod refused;
 mod requests;
+mod timeouts;
 mod tls;
 mod trouble;
 

@@ -238,9 +238,9 @@ async fn without_a_token_nothing_is_sent_and_the_message_says_why() {
 async fn a_token_server_that_hangs_or_breaks_off_ends_with_the_attempt() {
     let (whole, part) = ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "HTTP/1.1 200 OK\r\n");
     for (answer, closes, reason) in [
-        ("", false, "timed out after 300 ms"),
-        (part, false, "timed out after 300 ms"),
-        (whole, false, "timed out after 300 ms"),
+        ("", false, "timed out after 300 ms while waiting for the answer"),
+        (part, false, "timed out after 300 ms while reading the answer"),
+        (whole, false, "timed out after 300 ms while reading the answer"),
         ("", true, "before the answer was complete"),
         (part, true, "before the answer was complete"),
         (whole, true, "before the answer was complete"),
