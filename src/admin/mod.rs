@@ -107,7 +107,12 @@ impl State {
             let pool = store::pool(store::indexed(dispatcher.options.clone()), POOL_CONNECTIONS);
             (dispatcher, pool)
         };
+        let is_there = state.is_ok();
         *self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner) = state.map(with_pool);
+        if is_there && self.admin_token.is_none() {
+            // Whether there is a key is then known before anybody asks.
+            self.look_for_keys();
+        }
     }
 
     fn get(&self) -> Result<Dispatcher, String> {

@@ -209,6 +209,17 @@ pub struct Directory {
     looks: tokio::sync::Mutex<Refreshes>,
 }
 
+/// How old what is known of keys is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Nobody has looked yet: nothing is known.
+    Never,
+    /// It was looked for a second ago or earlier: it is time for another look.
+    Due,
+    /// It was looked for a moment ago, or is being looked for.
+    Current,
+}
+
 /// What is known of a text that has the form of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recognized {
@@ -253,13 +264,32 @@ impl Directory {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix.to_owned(), known);
     }
 
-    /// Whether there is no key.
+    /// Forgets a key that turned out to be revoked.
+    pub fn forget(&self, revoked: &str) {
+        let Some(prefix) = prefix(revoked) else { return };
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(prefix);
+    }
+
+    /// Whether there is no key, as far as is known.
     pub fn is_empty(&self) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
+    /// What is to be done by one who wants to know at `now` whether there is a key.
+    pub fn freshness(&self, now: Instant) -> Freshness {
+        // Whoever holds it is looking.
+        let Ok(looks) = self.looks.try_lock() else { return Freshness::Current };
+        let is_recent =
+            |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY);
+        match looks.last {
+            None => Freshness::Never,
+            Some(_) if is_recent(looks.last) || is_recent(looks.failed) => Freshness::Current,
+            Some(_) => Freshness::Due,
+        }
+    }
+
     /// Reads which keys there are, unless that has been done after `since`; once a second at most, however
-    /// many ask.
+    /// many ask. Where the database did not answer less than a second before `since`, it is not asked.
     ///
     /// # Errors
     /// Whatever the database says, or `connect`.
@@ -273,8 +303,8 @@ impl Directory {
         E: From<StoreError>,
     {
         let mut looks = self.looks.lock().await;
-        if looks.failed.is_some_and(|failed| failed >= since) {
-            // Whoever waited with others need not find out once more.
+        if looks.failed.is_some_and(|failed| failed + LOOK_EVERY > since) {
+            // Nobody need find out once more, and who waited with others least of all.
             return Err(StoreError::Timeout.into());
         }
         if let Some(last) = looks.last {

@@ -2,7 +2,7 @@
 
 use tokio::io::AsyncWriteExt as _;
 
-use crate::common::{Db, Posthaste, request};
+use crate::common::{Db, Posthaste, Server, eventually, request};
 use crate::{ADMIN, ask, key};
 
 /// How often PostgreSQL has looked into the table of keys.
@@ -68,6 +68,92 @@ async fn unknown_prefixes_cost_one_query_a_second_however_many_are_guessed() {
     let (looked, seconds) = (looks(&db).await - before, began.elapsed().as_secs() as i64);
     // Each look may read the table and an index.
     assert!(looked <= 2 * (seconds + 3), "{looked} looks in {seconds} s");
+}
+
+/// What is presented by those who have no token.
+const NO_TOKENS: [&[(&str, &str)]; 4] = [
+    &[],
+    &[("authorization", "Bearer anything")],
+    &[("authorization", "Bearer phk_no_key")],
+    &[("authorization", "Basic dGhl")],
+];
+
+#[actix_rt::test]
+async fn who_has_no_token_is_answered_at_once_also_while_the_database_is_away() {
+    for admin in [false, true] {
+        let mut server = Server::start();
+        let db = server.db().await;
+        let environment = [("POSTHASTE_ADMIN_TOKEN", ADMIN)];
+        let posthaste = Posthaste::serve_with(&db.url, &environment[..usize::from(admin)]).await;
+        let ask = async |headers: &[(&str, &str)]| {
+            let path = format!("/api/v1/orgs/{}/events", uuid::Uuid::nil());
+            request(posthaste.address().unwrap(), "GET", &path, headers, b"").await.unwrap()
+        };
+        let (expected, said) = match admin {
+            true => (401, "Send the admin token or an API key"),
+            false => (503, "posthaste keys create"),
+        };
+        assert_eq!(ask(&[]).await.0, expected);
+        server.stop();
+        let began = std::time::Instant::now();
+        for headers in NO_TOKENS.into_iter().cycle().take(20) {
+            let (status, head, body) = ask(headers).await;
+            assert!(status == expected && body.contains(said), "{headers:?}: {head}{body}");
+            assert!(head.contains("application/problem+json"), "{head}");
+        }
+        // A query each, or a wait for one, would take a second.
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+}
+
+#[actix_rt::test]
+async fn who_has_no_token_costs_one_query_a_second_while_there_is_no_key_and_is_told_when_there_is_one() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let posthaste = Posthaste::serve(&db.url).await;
+    let ask = async |headers: &[(&str, &str)]| {
+        request(posthaste.address().unwrap(), "GET", "/api/v1/keys", headers, b"").await.unwrap().0
+    };
+    assert_eq!(ask(&[]).await, 503);
+    let (before, began) = (looks(&db).await, std::time::Instant::now());
+    for headers in NO_TOKENS.into_iter().cycle().take(200) {
+        assert_eq!(ask(headers).await, 503);
+    }
+    let (looked, seconds) = (looks(&db).await - before, began.elapsed().as_secs() as i64);
+    // Each look may read the table and an index.
+    assert!(looked <= 2 * (seconds + 2) && seconds < 60, "{looked} looks in {seconds} s");
+    // Nobody has used it yet.
+    let environment = [("DATABASE_URL", db.url.reveal()), ("POSTHASTE_ORG", &org.to_string())];
+    let made = crate::common::run(&["keys", "create", "--name", "first", "--role", "read"], &environment);
+    assert!(made.status.success(), "{made:?}");
+    eventually("others are refused instead", async || ask(&[]).await == 401).await;
+}
+
+#[actix_rt::test]
+async fn a_key_that_was_revoked_costs_no_more_than_any_guess() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let mut posthaste = crate::serve(&db).await;
+    let key = key(&posthaste, org, "read").await;
+    let place = format!("/api/v1/orgs/{org}/destinations");
+    assert_eq!(ask(&posthaste, &key, "GET", &place, "").await.0, 200);
+    db.execute("UPDATE posthaste_api_keys SET revoked_at = timezone('UTC', now())").await;
+    assert_eq!(ask(&posthaste, &key, "GET", &place, "").await.0, 401);
+    let began = std::time::Instant::now();
+    for _ in 0..4 {
+        let asked = (0..50).map(|_| async { ask(&posthaste, &key, "GET", &place, "").await.0 });
+        let statuses = futures_util::future::join_all(asked).await;
+        assert!(statuses.iter().all(|status| matches!(status, 401 | 429)), "{statuses:?}");
+    }
+    let seconds = began.elapsed().as_secs() as i64;
+    // All has been counted when the sessions have ended.
+    assert!(posthaste.terminate().await.success());
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'posthaste%'
+        AND datname = current_database()";
+    eventually("its sessions have ended", async || db.number(sessions).await == 0).await;
+    let looked = looks(&db).await;
+    // A few before it was revoked; each look may read the table and an index.
+    assert!(looked <= 2 * (seconds + 20), "{looked} looks in {seconds} s");
 }
 
 #[actix_rt::test]

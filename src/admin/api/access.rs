@@ -24,7 +24,7 @@ use crate::admin::limits::NOBODY;
 use crate::admin::server::{ConnectionSlot, network_of};
 use crate::clock;
 use crate::manage::Principal;
-use crate::manage::keys::{self, Caller, Recognized, Role};
+use crate::manage::keys::{self, Caller, Freshness, Recognized, Role};
 use crate::model::{KeyId, OrgId, Secret};
 use crate::store::organizations;
 
@@ -152,39 +152,50 @@ async fn caller(state: &State, request: &ServiceRequest) -> Result<Option<Caller
     if has_admin_token(state, request) {
         return Ok(None);
     }
-    let token = presented(request);
-    if let Some(token) = token.filter(|token| keys::has_form(token)) {
+    if let Some(token) = presented(request).filter(|token| keys::has_form(token)) {
         if state.keys.recognize(token) == Recognized::Unknown {
             // It may be new: waiting for the next look costs nothing for one more.
             let _waits = request.conn_data::<Rc<ConnectionSlot>>().map(ConnectionSlot::wait);
             state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
         }
-        if let Recognized::Key(org) = state.keys.recognize(token)
-            // It may have been revoked since.
-            && let Some(caller) = keys::authenticate(&mut *state.acquire(org).await?, token).await?
-        {
+        if let Recognized::Key(org) = state.keys.recognize(token) {
+            let caller = keys::authenticate(&mut *state.acquire(org).await?, token).await?;
             let place = request.conn_data::<Rc<ConnectionSlot>>();
-            if place.is_some_and(|place| !place.is_for(caller.key, caller.org)) {
-                let detail = "This key is used on too many connections at once: use fewer, or wait.";
-                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
-                return Err(problem.with(RETRY_AFTER, "1"));
+            match caller {
+                Some(caller) if place.is_some_and(|place| !place.is_for(caller.key, caller.org)) => {
+                    let detail = "This key is used on too many connections at once: use fewer, or wait.";
+                    let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
+                    return Err(problem.with(RETRY_AFTER, "1"));
+                }
+                Some(caller) => return Ok(Some(caller)),
+                // It was revoked: from now on it costs no more than any guess.
+                None => state.keys.forget(token),
             }
-            return Ok(Some(caller));
         }
     }
-    if state.admin_token().is_none() && state.keys.is_empty() {
-        state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?;
-        if state.keys.is_empty() {
-            let detail = "Nobody can use this API yet: start posthaste serve with POSTHASTE_ADMIN_TOKEN, or \
-                          make a key with posthaste keys create.";
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
-        }
+    if state.admin_token().is_none() && !has_keys(state, arrived).await? {
+        let detail = "Nobody can use this API yet: start posthaste serve with POSTHASTE_ADMIN_TOKEN, or \
+                      make a key with posthaste keys create.";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
     }
-    if token.is_some() {
+    if presented(request).is_some() {
         note_wrong(state, request, arrived)?;
     }
     let detail = "Send the admin token or an API key: authorization: Bearer <token>.";
     Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(WWW_AUTHENTICATE, "Bearer"))
+}
+
+/// Whether any key can be used, as it was found a second ago: nobody who has none waits for the database.
+/// The requests that ask have it looked up again, one of them a second, and not for themselves.
+async fn has_keys(state: &State, arrived: Instant) -> Result<bool, Problem> {
+    if state.keys.is_empty() {
+        match state.keys.freshness(arrived) {
+            Freshness::Never => state.keys.refresh(arrived, async || state.acquire(NOBODY).await).await?,
+            Freshness::Due => state.look_for_keys(),
+            Freshness::Current => {}
+        }
+    }
+    Ok(!state.keys.is_empty())
 }
 
 /// Wrong tokens of one address within [`GUESS_TIME`] until it is told to wait.

@@ -29,7 +29,8 @@ pub use self::access::FailedTokens;
 pub(super) use self::access::{Org, is_operator};
 pub(super) use self::problem::Problem;
 use super::State;
-use super::limits::FairPermit;
+use super::limits::{FairPermit, NOBODY};
+use crate::clock;
 use crate::model::OrgId;
 use crate::store::{self, Connection, Pooled};
 
@@ -129,6 +130,15 @@ impl DerefMut for Statements {
 }
 
 impl State {
+    /// Has the keys read that can be used, while nobody waits for it.
+    pub(super) fn look_for_keys(&self) {
+        let state = self.clone();
+        actix_rt::spawn(async move {
+            // Why the database does not answer is told where somebody needs it.
+            state.keys.refresh(clock::now(), async || state.acquire(NOBODY).await).await.ok();
+        });
+    }
+
     /// A connection for a request of `org`.
     async fn acquire(&self, org: OrgId) -> Result<Statements, Problem> {
         let busy = "Too many requests wait for the database: try again later.";
