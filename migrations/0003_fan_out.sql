@@ -10,7 +10,9 @@
 -- function of the same name that somebody else has made.
 --
 -- An application may add and drop columns at any time, under any name: functions name every column with its
--- table, parameters by number, and prefer variables (#variable_conflict).
+-- table, parameters by number, and prefer variables (#variable_conflict). Columns may be of a domain over the
+-- given type, or text where varchar is given: so they are cast to the types of the parameters. NULL in `enabled`
+-- means its default, true.
 
 -- Whether a path yields exactly one boolean or null whatever it looks at, an empty object included: only
 -- predicates do that, and constants, which are of no use.
@@ -299,22 +301,23 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege';
     END IF;
     -- A destination whose filter was bad before these triggers came can still be renamed or switched off.
-    SELECT c.* INTO cost FROM public.posthaste_filter_cost(NEW.event_filter) c;
+    SELECT c.* INTO cost FROM public.posthaste_filter_cost(NEW.event_filter::jsonb) c;
     IF TG_OP = 'INSERT' OR NEW.event_filter IS DISTINCT FROM OLD.event_filter THEN
         fault := cost.fault;
     END IF;
     IF fault IS NULL AND (TG_OP = 'INSERT' OR NEW.event_types IS DISTINCT FROM OLD.event_types) THEN
         refused := 'event_types';
-        fault := public.posthaste_types_fault(NEW.event_types);
+        fault := public.posthaste_types_fault(NEW.event_types::text[]);
     END IF;
     -- Two transactions at once may each find room for theirs: then posthaste_subscriptions still keeps to it.
-    IF fault IS NULL AND NEW.enabled AND coalesce(cost.paths + cost.elements, 0) > 0 AND (TG_OP = 'INSERT' OR NOT OLD.enabled
+    IF fault IS NULL AND NEW.enabled IS NOT FALSE AND coalesce(cost.paths + cost.elements, 0) > 0
+        AND (TG_OP = 'INSERT' OR OLD.enabled IS FALSE
         OR NEW.org_id <> OLD.org_id OR NEW.event_filter IS DISTINCT FROM OLD.event_filter) THEN
         refused := 'event_filter';
         SELECT coalesce(sum(c.paths), 0) + cost.paths AS paths,
             coalesce(sum(c.elements), 0) + cost.elements AS elements INTO of_all
-        FROM public.webhook_destinations d, LATERAL public.posthaste_filter_cost(d.event_filter) c
-        WHERE d.org_id = NEW.org_id AND d.enabled AND d.id <> NEW.id AND c.fault IS NULL
+        FROM public.webhook_destinations d, LATERAL public.posthaste_filter_cost(d.event_filter::jsonb) c
+        WHERE d.org_id = NEW.org_id AND d.enabled IS NOT FALSE AND d.id <> NEW.id AND c.fault IS NULL
             AND d.event_filter @? 'strict $.* ? (@.type() == "array" || @.type() == "object" || @.type() == "string")';
         fault := CASE
             WHEN of_all.paths > 64 THEN format(
@@ -342,10 +345,10 @@ LANGUAGE sql STABLE
 AS $$
     SELECT coalesce(array_agg(j.id), '{}') FROM (
         -- one that costs nothing is not beyond what others use up
-        SELECT d.id, CASE WHEN c.paths > 0 THEN sum(c.paths) OVER before ELSE 0 END AS paths,
+        SELECT d.id::uuid AS id, CASE WHEN c.paths > 0 THEN sum(c.paths) OVER before ELSE 0 END AS paths,
             CASE WHEN c.elements > 0 THEN sum(c.elements) OVER before ELSE 0 END AS elements
-        FROM public.webhook_destinations d, LATERAL public.posthaste_filter_cost(d.event_filter) c
-        WHERE d.enabled AND d.org_id = ANY ($1) AND d.event_filter <> '{}' AND c.fault IS NULL
+        FROM public.webhook_destinations d, LATERAL public.posthaste_filter_cost(d.event_filter::jsonb) c
+        WHERE d.enabled IS NOT FALSE AND d.org_id = ANY ($1) AND d.event_filter <> '{}' AND c.fault IS NULL
         WINDOW before AS (PARTITION BY d.org_id ORDER BY d.id)
     ) j WHERE j.paths <= 64 AND j.elements <= 256
 $$;
@@ -356,7 +359,7 @@ CREATE OR REPLACE FUNCTION public.posthaste_subscriptions(orgs uuid[], usable uu
 RETURNS TABLE (id uuid, org_id uuid, patterns text[], contained jsonb, path text)
 LANGUAGE sql STABLE
 AS $$
-    SELECT d.id, d.org_id,
+    SELECT d.id::uuid, d.org_id::uuid,
         CASE WHEN cardinality(d.event_types) > 0 THEN
             ARRAY(SELECT replace(replace(replace(
                       CASE WHEN right(t.entry, 1) = '*' THEN left(t.entry, -1) ELSE t.entry END,
@@ -367,7 +370,7 @@ AS $$
         nullif(d.event_filter - '$jsonpath', '{}'),
         d.event_filter ->> '$jsonpath'
     FROM public.webhook_destinations d
-    WHERE d.enabled AND d.org_id = ANY ($1)
+    WHERE d.enabled IS NOT FALSE AND d.org_id = ANY ($1)
         AND (d.event_types IS NULL OR cardinality(d.event_types) <= 100)
         AND (d.event_filter IS NULL OR d.event_filter = '{}' OR d.id = ANY ($2))
 $$;
@@ -431,14 +434,14 @@ BEGIN
         RAISE EXCEPTION 'posthaste_fan_out is a trigger of activity_logs only'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    orgs := ARRAY(SELECT DISTINCT n.org_id FROM posthaste_new n);
+    orgs := ARRAY(SELECT DISTINCT n.org_id::uuid FROM posthaste_new n);
     -- For the policies that forced row-level security needs. Not a SET above, which only a superuser may
     -- write there.
     PERFORM set_config('posthaste.fan_out', 'on', true);
 
     SELECT count(*), bool_or(d.event_filter <> '{}'), bool_or(d.event_filter ? '$jsonpath')
     INTO destinations, filters, paths
-    FROM public.webhook_destinations d WHERE d.enabled AND d.org_id = ANY (orgs);
+    FROM public.webhook_destinations d WHERE d.enabled IS NOT FALSE AND d.org_id = ANY (orgs);
     IF destinations = 0 THEN
         PERFORM set_config('posthaste.fan_out', 'off', true);
         RETURN NULL;
@@ -446,6 +449,11 @@ BEGIN
     IF filters THEN
         usable := public.posthaste_usable(orgs);
     END IF;
+
+    -- The order within the statement is kept in microseconds that end now. Writing n rows took longer than n
+    -- of them, so they also lie after everything that an earlier statement queued, and never in the future.
+    base := timezone('UTC', clock_timestamp())
+        - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
 
     -- Predicates need the event as a document, which is dear: once each, where one is to be evaluated.
     IF paths THEN
@@ -457,12 +465,14 @@ BEGIN
                   FROM posthaste_new n) e
             JOIN subscription s ON s.org_id = e.org_id
             WHERE s.path IS NOT NULL
-                AND (s.patterns IS NULL OR e.event_type COLLATE "C" LIKE ANY (s.patterns))
-                AND (s.contained IS NULL OR e.payload @> s.contained)
+                AND (s.patterns IS NULL OR e.event_type::text COLLATE "C" LIKE ANY (s.patterns))
+                AND (s.contained IS NULL OR e.payload::jsonb @> s.contained)
         ), document AS MATERIALIZED (
             SELECT e.ordinal, public.posthaste_data(e.id::uuid, e.org_id::uuid, e.employee_id::uuid,
                 e.session_id::uuid, e.client_name::text, e.client_version::text, e.event_type::text,
-                e.event_category::text, e.content::text, e.payload::jsonb, e.created_at::timestamp) AS data
+                e.event_category::text, e.content::text, e.payload::jsonb,
+                -- as it will be on the wire: that of the delivery where the event has none
+                coalesce(e.created_at::timestamp, base + e.ordinal * interval '1 microsecond')) AS data
             FROM (
                 SELECT row_number() OVER () AS ordinal, n.id, n.org_id, n.event_type, o.*
                 -- a column that the table lacks is found in `lacking`, and null
@@ -483,11 +493,6 @@ BEGIN
         WHERE public.posthaste_holds(p.path, d.data);
     END IF;
 
-    -- The order within the statement is kept in microseconds that end now. Writing n rows took longer than n
-    -- of them, so they also lie after everything that an earlier statement queued, and never in the future.
-    base := timezone('UTC', clock_timestamp())
-        - (SELECT count(*) FROM posthaste_new) * interval '1 microsecond';
-
     -- Materialized, or the patterns would be worked out anew for every event.
     WITH subscription AS MATERIALIZED (
         SELECT s.* FROM public.posthaste_subscriptions(orgs, usable) s
@@ -496,15 +501,15 @@ BEGIN
         FROM (SELECT n.id, n.org_id, n.event_type, n.payload, row_number() OVER () AS ordinal
               FROM posthaste_new n) e
         JOIN subscription s ON s.org_id = e.org_id
-        WHERE (s.patterns IS NULL OR e.event_type COLLATE "C" LIKE ANY (s.patterns))
-            AND (s.contained IS NULL OR e.payload @> s.contained)
+        WHERE (s.patterns IS NULL OR e.event_type::text COLLATE "C" LIKE ANY (s.patterns))
+            AND (s.contained IS NULL OR e.payload::jsonb @> s.contained)
             AND (s.path IS NULL OR (e.ordinal, s.id) IN (
                 SELECT h.ordinal, h.id FROM unnest(held_ordinals, held_destinations) AS h (ordinal, id)))
     ), locked AS MATERIALIZED (
         -- The lock that the foreign key takes anyway, but taken here a destination that is being deleted
         -- drops out instead of failing the producer.
         SELECT d.id FROM public.webhook_destinations d
-        WHERE d.id = ANY (ARRAY(SELECT DISTINCT m.destination_id FROM matched m)) AND d.enabled
+        WHERE d.id = ANY (ARRAY(SELECT DISTINCT m.destination_id FROM matched m)) AND d.enabled IS NOT FALSE
         ORDER BY d.id
         FOR KEY SHARE
     ), queued AS (
@@ -585,7 +590,7 @@ END
 $$;
 
 CREATE TRIGGER posthaste_refuse_bad_filter BEFORE INSERT OR UPDATE OF org_id, event_types, event_filter, enabled ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION posthaste_refuse_bad_filter();
-CREATE TRIGGER posthaste_enabled AFTER UPDATE ON public.webhook_destinations FOR EACH ROW WHEN ((new.enabled AND (NOT old.enabled))) EXECUTE FUNCTION posthaste_forget_state();
+CREATE TRIGGER posthaste_enabled AFTER UPDATE ON public.webhook_destinations FOR EACH ROW WHEN (((new.enabled IS NOT FALSE) AND (old.enabled IS FALSE))) EXECUTE FUNCTION posthaste_forget_state();
 CREATE TRIGGER posthaste_deleted AFTER DELETE ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION posthaste_forget_state();
 
 -- These six only with notifications.

@@ -1,3 +1,4 @@
+-- (There is no 0004: its number was given up before it was ever applied anywhere.)
 -- Jobs: replay and backfill, which outlive the process that began them; and the indexes by which deliveries
 -- and events are listed, replayed and backfilled.
 
@@ -64,7 +65,7 @@ DECLARE
 BEGIN
     SELECT s.org_id, s.patterns, s.contained, s.path INTO wants
     FROM public.webhook_destinations d,
-        public.posthaste_subscriptions(ARRAY[d.org_id], public.posthaste_usable(ARRAY[d.org_id])) s
+        public.posthaste_subscriptions(ARRAY[d.org_id::uuid], public.posthaste_usable(ARRAY[d.org_id::uuid])) s
     WHERE d.id = destination AND s.id = d.id;
     IF NOT FOUND THEN
         RETURN;
@@ -72,9 +73,9 @@ BEGIN
     SELECT 0, 0, after_at, after_id, true INTO seen, queued, last_at, last_id, finished;
     -- A loop fetches a few rows at a time: what comes after the last match is never looked at.
     FOR e IN
-        SELECT p.id, p.created_at,
-            (wants.patterns IS NULL OR p.event_type COLLATE "C" LIKE ANY (wants.patterns))
-            AND (wants.contained IS NULL OR p.payload @> wants.contained)
+        SELECT p.id::uuid AS id, p.created_at::timestamp AS created_at,
+            (wants.patterns IS NULL OR p.event_type::text COLLATE "C" LIKE ANY (wants.patterns))
+            AND (wants.contained IS NULL OR p.payload::jsonb @> wants.contained)
             AND (wants.path IS NULL OR public.posthaste_holds(wants.path::text, public.posthaste_data(p.id::uuid,
                 p.org_id::uuid, p.employee_id::uuid, p.session_id::uuid, p.client_name::text,
                 p.client_version::text, p.event_type::text, p.event_category::text, p.content::text,

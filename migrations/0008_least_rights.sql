@@ -73,8 +73,11 @@ BEGIN
             texts := array_append(texts, NULL);
             CONTINUE;
         END IF;
-        SELECT public.posthaste_printed(coalesce(l.payload, 'null'), most) INTO printed
-        FROM public.activity_logs l WHERE l.id = events[i];
+        SELECT public.posthaste_printed(coalesce(o.payload::jsonb, 'null'), most) INTO printed
+        -- a column that the table lacks is found in `lacking`, and null
+        FROM (SELECT NULL::jsonb AS payload) lacking CROSS JOIN public.activity_logs l
+        CROSS JOIN LATERAL (SELECT payload FROM (SELECT l.*) own) o
+        WHERE l.id = events[i];
         IF printed IS NULL THEN
             -- Finding that out takes time in which nobody else is served: once in a claim.
             held := held + greatest(most, room);

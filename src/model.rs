@@ -294,10 +294,6 @@ pub struct Fill {
     pub wait: Duration,
 }
 
-/// The longest timeout that fits into a lease. Longer ones, which an application's own schema may allow,
-/// count as this.
-pub const MAX_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// The category of operational events. Nothing that happens to their deliveries makes further ones.
 pub const OPERATIONAL_CATEGORY: &str = "webhook";
 
@@ -322,13 +318,36 @@ pub struct Event {
     /// What happened, e.g. `tool_call`.
     pub event_type: String,
     /// The kind of thing that happened, e.g. `agent_activity`.
-    pub event_category: String,
+    pub event_category: Category,
     /// A sentence for people.
     pub content: Option<String>,
     /// The JSON text of the `payload` column, exactly as PostgreSQL prints it. Never parsed.
     pub payload: String,
     /// `2025-12-23T16:02:19.890000Z`
     pub created_at: String,
+}
+
+/// The category of an event; none, which is null on the wire, where the application's table has no such
+/// column.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Category(pub Option<String>);
+
+impl From<&str> for Category {
+    fn from(name: &str) -> Category {
+        Category(Some(name.to_owned()))
+    }
+}
+
+impl From<String> for Category {
+    fn from(name: String) -> Category {
+        Category(Some(name))
+    }
+}
+
+impl PartialEq<&str> for Category {
+    fn eq(&self, name: &&str) -> bool {
+        self.0.as_deref() == Some(*name)
+    }
 }
 
 impl Event {

@@ -162,7 +162,7 @@ fn list(page: &List<View>) {
             event.id.to_string(),
             event.created_at.clone(),
             event.event_type.clone(),
-            event.event_category.clone(),
+            event.event_category.clone().unwrap_or_default(),
         ]
     };
     desk::table(["ID", "CREATED", "TYPE", "CATEGORY"], page.items.iter().map(row));
@@ -174,7 +174,7 @@ fn show(detail: &DetailView) {
     desk::fields([
         ("event", Some(detail.event.id.to_string())),
         ("type", Some(detail.event.event_type.clone())),
-        ("category", Some(detail.event.event_category.clone())),
+        ("category", detail.event.event_category.clone()),
         ("created", Some(detail.event.created_at.clone())),
         ("employee", detail.employee_id.map(|id| id.to_string())),
         ("session", detail.session_id.map(|id| id.to_string())),

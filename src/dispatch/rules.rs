@@ -14,7 +14,7 @@ pub struct Rules {
     pub org: OrgId,
     /// How batches are made.
     pub batch: BatchRules,
-    /// Limit on a request, at most [`crate::model::MAX_TIMEOUT`].
+    /// Limit on a request, at most 30 s, so that it fits into a lease.
     pub timeout: Duration,
     /// When to try again, and how often.
     pub retry: RetryPolicy,

@@ -173,7 +173,7 @@ fn columns(body: &mut Vec<u8>, event: &Event, timestamp_name: &str) {
     body.extend_from_slice(b",\"event_type\":");
     string(body, &event.event_type);
     body.extend_from_slice(b",\"event_category\":");
-    string(body, &event.event_category);
+    optional_string(body, event.event_category.0.as_deref());
     body.extend_from_slice(b",\"content\":");
     optional_string(body, event.content.as_deref());
     body.extend_from_slice(b",\"payload\":");
@@ -199,7 +199,7 @@ fn columns_len(event: &Event, timestamp_name: &str) -> usize {
         + optional_string_len(event.client_name.as_deref())
         + optional_string_len(event.client_version.as_deref())
         + string_len(&event.event_type)
-        + string_len(&event.event_category)
+        + optional_string_len(event.event_category.0.as_deref())
         + optional_string_len(event.content.as_deref())
         + event.payload.len()
         + string_len(&event.created_at)
@@ -219,7 +219,7 @@ mod tests {
         let text = || prop::option::of("\\PC*|[\\x00-\\x7f]*");
         let id = || any::<u128>().prop_map(Uuid::from_u128);
         let ids = (id(), id(), prop::option::of(id()), prop::option::of(id()));
-        let texts = (text(), text(), any::<String>(), "[a-z_.]{1,20}", text());
+        let texts = (text(), text(), any::<String>(), prop::option::of("[a-z_.]{1,20}"), text());
         let payload = prop::sample::select(vec![
             "{}",
             r#"{"n": 123456789012345678901234567890.000000000000000000001, "é\u0000": [null, 1e400, -0.0]}"#,
@@ -235,7 +235,7 @@ mod tests {
             client_name: texts.0,
             client_version: texts.1,
             event_type: texts.2,
-            event_category: texts.3,
+            event_category: crate::model::Category(texts.3),
             content: texts.4,
             payload: payload.into(),
             created_at: "2025-12-23T16:02:19.890000Z".into(),
@@ -252,7 +252,7 @@ mod tests {
             "client_name": event.client_name,
             "client_version": event.client_version,
             "event_type": event.event_type,
-            "event_category": event.event_category,
+            "event_category": event.event_category.0,
             "content": event.content,
             timestamp_name: event.created_at,
         })

@@ -17,7 +17,7 @@ use crate::store::{Connection, StoreError, deliveries as store_deliveries};
 /// Events of one request.
 pub const MAX_EVENTS: usize = 1_000;
 /// The category of events that name none.
-pub const DEFAULT_CATEGORY: &str = "api";
+pub use crate::store::events::DEFAULT_CATEGORY;
 /// As long as every time on the wire.
 const A_TIME: &str = "2026-01-31T12:00:00.000000Z";
 /// What is said about an employee of another organization as well, whom nobody else is told of.
@@ -218,7 +218,7 @@ fn new_event(org: OrgId, id: EventId, sent: Sent, payload: String, max_bytes: us
         client_name,
         client_version,
         event_type,
-        event_category,
+        event_category: event_category.clone().into(),
         content,
         payload: String::new(),
         created_at: A_TIME.to_owned(),
@@ -227,7 +227,7 @@ fn new_event(org: OrgId, id: EventId, sent: Sent, payload: String, max_bytes: us
     NewEvent {
         id,
         event_type: event.event_type,
-        event_category: event.event_category,
+        event_category,
         content: event.content,
         payload,
         payload_room,
@@ -268,8 +268,8 @@ pub struct View {
     pub id: Uuid,
     /// What happened.
     pub event_type: String,
-    /// The kind of thing that happened.
-    pub event_category: String,
+    /// The kind of thing that happened; null where this application's events have no such column.
+    pub event_category: Option<String>,
     /// When.
     #[schema(format = DateTime)]
     pub created_at: String,

@@ -12,7 +12,7 @@ use super::{Fault, List};
 use crate::clock;
 use crate::model::{DestinationId, JobId, OrgId, Status};
 use crate::store::jobs::{self, Job, Kind, Spec};
-use crate::store::{Connection, destinations, retention};
+use crate::store::{Connection, destinations, events, retention};
 
 /// How long a dry run may count before it says how far it came.
 pub const COUNTING: Duration = Duration::from_secs(2);
@@ -176,6 +176,11 @@ pub async fn backfill(
     let enabled = destinations::is_enabled(&mut *db, org, destination).await?;
     if !enabled.ok_or_else(|| unknown_destination(destination))? {
         return Err(Fault::Conflict(format!("the destination {destination} is disabled: enable it first")));
+    }
+    if !events::have_times(db).await? {
+        return Err(Fault::Conflict(
+            "this application's events have no created_at, by which a backfill finds them".into(),
+        ));
     }
     let pruned = retention::pruned_until(&mut *db, destination).await?;
     if let Some(until) = pruned.filter(|until| from < Some(*until) && !asked.force) {

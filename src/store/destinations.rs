@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::postgres::{PgExecutor, PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgExecutor, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
+use super::events::EventColumns;
 use super::{StoreError, in_time};
 use crate::model::{
-    DbTime, Destination, DestinationId, MAX_TIMEOUT, OPERATIONAL_CATEGORY, OrgId, RetryPolicy, Secret,
-    Settings,
+    DbTime, Destination, DestinationId, OPERATIONAL_CATEGORY, OrgId, RetryPolicy, Secret, Settings,
 };
 use crate::policy::health::Saved;
 use crate::policy::keyring::{KeyRing, Locked};
@@ -60,14 +60,20 @@ macro_rules! version {
     };
 }
 
-/// The columns of [`Destination`], from `w` and `s`.
+/// The columns of [`Destination`], from `w` and `s`. An application's own table may hold NULL where the given
+/// one may not: then the default counts; and numbers beyond what the given one lets through: then the limit
+/// does. A request that takes longer than a lease would never start.
 macro_rules! columns {
     () => {
-        "w.id, w.org_id, left(w.url, 9000) AS url, w.auth_type,
+        "w.id, w.org_id, coalesce(left(w.url, 9000), '') AS url,
+        coalesce(w.auth_type, 'none')::text AS auth_type,
         -- a number of a few bytes prints as 128 KiB: what is too large is no object, and so a fault
-        coalesce(public.posthaste_printed(coalesce(w.auth_config, '{}'), 262144), '\"too large\"')
+        coalesce(public.posthaste_printed(coalesce(w.auth_config, '{}')::jsonb, 262144), '\"too large\"')
             AS auth_config,
-        w.batch_size, w.timeout_ms, w.retry_max, w.retry_backoff_ms, w.signing_secret,
+        least(coalesce(w.batch_size, 1), 100) AS batch_size,
+        least(coalesce(w.timeout_ms, 5000), 30000) AS timeout_ms,
+        coalesce(w.retry_max, 3) AS retry_max, coalesce(w.retry_backoff_ms, 1000) AS retry_backoff_ms,
+        w.signing_secret,
         s.destination_id IS NOT NULL AS has_settings, s.payload_format,
         coalesce(public.posthaste_printed(s.format_options, 262144), '{}') AS format_options,
         s.rate_limit_per_second, s.rate_limit_burst,
@@ -94,7 +100,7 @@ macro_rules! load {
     FROM public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
     LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
-    WHERE w.enabled",
+    WHERE w.enabled IS NOT FALSE AND w.org_id IS NOT NULL",
             $which
         )
     };
@@ -169,11 +175,8 @@ fn read_destination(row: &PgRow) -> Result<Destination, sqlx::Error> {
 
 fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
     let unreadable = |error: sqlx::Error| Unusable::Unreadable(error.to_string());
-    let destination = read_destination(row).map_err(unreadable).and_then(|mut destination| {
-        // An application's own schema may allow more than fits into a lease.
-        destination.timeout = destination.timeout.min(MAX_TIMEOUT);
-        Ok(keys.open_all(destination)?)
-    });
+    let destination =
+        read_destination(row).map_err(unreadable).and_then(|destination| Ok(keys.open_all(destination)?));
     Ok(Loaded {
         id: DestinationId(row.try_get("id")?),
         destination,
@@ -234,7 +237,7 @@ const POLL: &str = concat!(
                 ORDER BY d.next_retry_at LIMIT 1) IS NOT NULL)
     FROM clock c CROSS JOIN public.webhook_destinations w
     LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
-    WHERE w.enabled"
+    WHERE w.enabled IS NOT FALSE AND w.org_id IS NOT NULL"
 );
 
 /// Looks at every enabled destination: has it changed, and, unless it is `busy`, is anything due?
@@ -328,7 +331,8 @@ macro_rules! disable {
         concat!(
             "
 WITH free AS MATERIALIZED (
-    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled FOR NO KEY UPDATE",
+    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled IS NOT FALSE
+    FOR NO KEY UPDATE",
             $locked,
             "
 ),
@@ -345,7 +349,7 @@ noted AS (
 )
 SELECT EXISTS (SELECT FROM disabled),
     -- as it was before this statement
-    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled)"
+    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled IS NOT FALSE)"
         )
     };
 }
@@ -381,7 +385,8 @@ pub async fn disable_in_turn(
     in_time(query.execute(db)).await.map(drop)
 }
 
-const IS_ENABLED: &str = "SELECT enabled FROM public.webhook_destinations WHERE id = $2 AND org_id = $1";
+const IS_ENABLED: &str =
+    "SELECT enabled IS NOT FALSE FROM public.webhook_destinations WHERE id = $2 AND org_id = $1";
 
 /// Whether a destination of `org` is enabled; `None`: it has no such destination.
 ///
@@ -409,22 +414,37 @@ pub struct OperationalEvent {
     pub payload: String,
 }
 
+/// `{COLUMNS}` and `{VALUES}`: those that the table has, of what need not be there.
 const ANNOUNCE: &str = "
-INSERT INTO public.activity_logs (org_id, event_type, event_category, content, payload)
-SELECT o.org_id, o.event_type, $5, o.content, o.payload::jsonb
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS o(org_id, event_type, content, payload)";
+INSERT INTO public.activity_logs (id, org_id, event_type{COLUMNS})
+SELECT gen_random_uuid(), o.org_id, o.event_type{VALUES}
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS o(org_id, event_type, content, payload)
+-- the parameter is there in any case
+WHERE $5::text IS NOT NULL";
 
-/// Writes operational events. An application's table may refuse them, or lack a column: best effort.
+/// Writes operational events. An application's table may refuse them: best effort.
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn announce(db: impl PgExecutor<'_>, events: &[OperationalEvent]) -> Result<(), StoreError> {
-    let query = sqlx::query(ANNOUNCE)
+pub async fn announce(db: &mut PgConnection, events: &[OperationalEvent]) -> Result<(), StoreError> {
+    let columns = EventColumns::read(db).await?;
+    let values = [
+        ("event_category", "$5"),
+        ("content", "o.content"),
+        ("payload", "o.payload::jsonb"),
+        ("created_at", "timezone('UTC', clock_timestamp())"),
+    ];
+    let there = values.iter().filter(|(column, _)| columns.writes(column));
+    let (names, values): (Vec<&str>, Vec<&str>) = there.copied().unzip();
+    let listed = |words: Vec<&str>| words.iter().map(|word| format!(", {word}")).collect::<String>();
+    let sql = ANNOUNCE.replace("{COLUMNS}", &listed(names)).replace("{VALUES}", &listed(values));
+    let query = sqlx::query(AssertSqlSafe(sql))
         .bind(events.iter().map(|e| e.org.0).collect::<Vec<_>>())
         .bind(events.iter().map(|e| e.event_type).collect::<Vec<_>>())
         .bind(events.iter().map(|e| e.content.as_str()).collect::<Vec<_>>())
         .bind(events.iter().map(|e| e.payload.as_str()).collect::<Vec<_>>())
-        .bind(OPERATIONAL_CATEGORY);
+        .bind(OPERATIONAL_CATEGORY)
+        .persistent(false);
     in_time(query.execute(db)).await?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row, query, raw_sql};
 
+use super::events::timed_events;
 use super::migrate;
 
 /// Clocks that differ by less than this are good enough.
@@ -96,6 +97,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(row_security_of_the_trigger(conn).await?);
     findings.extend(drift(conn).await?);
     findings.extend(columns(conn).await?);
+    findings.extend(beyond(conn).await?);
     findings.extend(filters(conn).await?);
     findings.extend(idle(conn).await?);
     findings.extend(faults(conn).await?);
@@ -315,6 +317,11 @@ async fn drift(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
             Finding { weight, what, remedy: "run posthaste migrate".into() }
         })
         .collect();
+    findings.extend(drift.differences.into_iter().map(|difference| Finding {
+        weight: if difference.stops { Weight::Fault } else { Weight::Warning },
+        what: difference.what,
+        remedy: difference.remedy,
+    }));
     findings.extend(drift.exposures.into_iter().map(|(what, remedy)| fault(what, remedy)));
     findings.extend(drift.switched_off.iter().map(|trigger| {
         fault(format!("trigger {trigger} is switched off"), "ALTER TABLE … ENABLE TRIGGER, then backfill")
@@ -331,10 +338,36 @@ async fn columns(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     Ok(missing
         .iter()
         .map(|column| {
-            let what = format!("activity_logs has no column {column}: it is null in every webhook");
+            let meaning = match *column {
+                "created_at" => "every webhook has the delivery's, and nothing can be backfilled",
+                _ => "it is null in every webhook",
+            };
+            let what = format!("activity_logs has no column {column}: {meaning}");
             warning(what, format!("add the column to activity_logs if receivers need {column}"))
         })
         .collect())
+}
+
+const BEYOND: &str = "SELECT l.name, l.most, l.found FROM (
+        SELECT count(*) FILTER (WHERE timeout_ms > 30000) AS timeouts,
+            count(*) FILTER (WHERE batch_size > 100) AS batches
+        FROM public.webhook_destinations) n,
+        LATERAL (VALUES ('timeout_ms', 30000, n.timeouts), ('batch_size', 100, n.batches))
+            AS l (name, most, found)
+    WHERE l.found > 0";
+
+/// Numbers that the given table does not let through.
+async fn beyond(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let finding = |row: PgRow| {
+        let (name, most, found): (&str, i32, i64) = (row.get(0), row.get(1), row.get(2));
+        warning(
+            format!(
+                "webhook_destinations.{name} of {found} destinations is above {most}, and counts as {most}"
+            ),
+            format!("set it to {most} or less"),
+        )
+    };
+    query(BEYOND).map(finding).fetch_all(conn).await
 }
 
 async fn filters(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
@@ -377,7 +410,7 @@ const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.n
     FROM public.webhook_destinations d
     JOIN public.posthaste_destination_settings s ON s.destination_id = d.id,
     LATERAL (VALUES
-        (s.batch_wait_ms > 0 AND coalesce(s.batch_max_events, d.batch_size) = 1,
+        (s.batch_wait_ms > 0 AND coalesce(s.batch_max_events, d.batch_size, 1) = 1,
             'batch_wait_ms has no effect with batch_size 1'),
         (s.ordered AND s.max_in_flight > 1,
             'max_in_flight has no effect: ordered destinations send one at a time'),
@@ -411,8 +444,11 @@ const ZONES: &str = "WITH zone (what, name) AS (
         'universal',
         'etc/universal', 'greenwich', 'etc/greenwich', '0')";
 
-const FUTURE: &str = "SELECT count(*) FROM (SELECT FROM public.activity_logs
-        WHERE created_at > timezone('UTC', clock_timestamp()) + interval '1 minute' LIMIT 1000) future";
+const FUTURE: &str = concat!(
+    "SELECT count(*) FROM (SELECT FROM ",
+    timed_events!(),
+    " WHERE o.created_at > timezone('UTC', clock_timestamp()) + interval '1 minute' LIMIT 1000) future"
+);
 
 const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
 
@@ -425,15 +461,13 @@ async fn time(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
             "set TimeZone to UTC there, or have the application write timezone('UTC', now())",
         ));
     }
-    if !migrate::missing_event_columns(conn).await?.contains(&"created_at") {
-        let future: i64 = query(FUTURE).fetch_one(&mut *conn).await?.get(0);
-        if future > 0 {
-            let some = if future == 1000 { "at least 1000".into() } else { future.to_string() };
-            findings.push(warning(
-                format!("created_at of {some} events is in the future: somebody writes local time"),
-                "set that role's TimeZone to UTC",
-            ));
-        }
+    let future: i64 = query(FUTURE).fetch_one(&mut *conn).await?.get(0);
+    if future > 0 {
+        let some = if future == 1000 { "at least 1000".into() } else { future.to_string() };
+        findings.push(warning(
+            format!("created_at of {some} events is in the future: somebody writes local time"),
+            "set that role's TimeZone to UTC",
+        ));
     }
     let shown: i64 = query(CLOCK).fetch_one(&mut *conn).await?.get(0);
     let here = crate::clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();

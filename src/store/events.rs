@@ -4,7 +4,6 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::deliveries::{OPTIONAL_COLUMNS, event_columns};
 use super::page::{Looks, Page, Position, rare_events};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, EventId, OrgId};
@@ -13,6 +12,86 @@ use crate::model::{DbTime, EventId, OrgId};
 const LOOKED_AT: i64 = 10_000;
 /// How often an INSERT is repeated that met another one with the same id.
 const TRIES: usize = 3;
+
+/// The category of an event that is posted without one.
+pub const DEFAULT_CATEGORY: &str = "api";
+
+/// Columns of the event that an application's own table may lack, with their types.
+pub(super) const OPTIONAL_COLUMNS: [(&str, &str); 8] = [
+    ("employee_id", "uuid"),
+    ("session_id", "uuid"),
+    ("client_name", "text"),
+    ("client_version", "text"),
+    ("event_category", "text"),
+    ("content", "text"),
+    ("payload", "jsonb"),
+    ("created_at", "timestamp"),
+];
+
+/// For texts that are made before anybody knows the table: its events as `l`, and their time as
+/// `o.created_at`, NULL where the table has no such column: then the name is found in `lacking`.
+macro_rules! timed_events {
+    () => {
+        "(SELECT NULL::timestamp AS created_at) lacking CROSS JOIN public.activity_logs l
+            CROSS JOIN LATERAL (SELECT created_at FROM (SELECT l.*) own) o"
+    };
+}
+pub(super) use timed_events;
+
+const EVENT_COLUMNS: &str = "
+    SELECT attname::text, attgenerated = '' AND attidentity <> 'a' FROM pg_catalog.pg_attribute
+    WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
+
+/// The columns that this database's events have, and whether they can be written.
+pub(super) struct EventColumns(Vec<(String, bool)>);
+
+impl EventColumns {
+    /// Asks the catalog.
+    pub async fn read(db: &mut PgConnection) -> Result<EventColumns, StoreError> {
+        Ok(EventColumns(in_time(sqlx::query_as(EVENT_COLUMNS).fetch_all(db)).await?))
+    }
+
+    /// Whether there is such a column.
+    pub fn has(&self, column: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == column)
+    }
+
+    /// Whether there is one that can be written: none that PostgreSQL works out itself.
+    pub fn writes(&self, column: &str) -> bool {
+        self.0.iter().any(|(name, writes)| name == column && *writes)
+    }
+
+    /// The events as `l`, with all their columns: null where the table has none. The table itself where it
+    /// has all of them.
+    pub fn table(&self) -> String {
+        self.table_with("NULL")
+    }
+
+    /// As [`EventColumns::table`], with a time to order by in any case: of 1970, as nobody knows it.
+    pub fn listed(&self) -> String {
+        self.table_with("'epoch'")
+    }
+
+    fn table_with(&self, time: &str) -> String {
+        let lacks = OPTIONAL_COLUMNS.iter().filter(|(column, _)| !self.has(column));
+        let value = |column: &str| if column == "created_at" { time } else { "NULL" };
+        let values: String = lacks
+            .map(|(column, type_name)| format!(", {}::{type_name} AS {column}", value(column)))
+            .collect();
+        match values.is_empty() {
+            true => "public.activity_logs l".to_owned(),
+            false => format!("(SELECT t.*{values} FROM public.activity_logs t) l"),
+        }
+    }
+}
+
+/// Whether this database's events say when they happened.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn have_times(db: &mut PgConnection) -> Result<bool, StoreError> {
+    Ok(EventColumns::read(db).await?.has("created_at"))
+}
 
 /// An event that somebody wants to be written.
 #[derive(Clone, Debug)]
@@ -100,7 +179,7 @@ async fn stranger(db: &mut PgConnection, events: &[NewEvent]) -> Result<&'static
 
 /// Parameters: one array for each of id, type, category, content, payload, employee, session, client name and
 /// version, and of the room for the payload; the organization. One statement, so that all are written or
-/// none, and the trigger fires once. `{COLUMNS}` are the optional columns that the table has, `{SAME}`
+/// none, and the trigger fires once. `{COLUMNS}` are the optional columns that can be written, `{SAME}`
 /// compares them; `{STRANGER}` is a condition on the employee.
 const INSERT: &str = "
 WITH given AS MATERIALIZED (
@@ -111,20 +190,19 @@ WITH given AS MATERIALIZED (
             client_version, room, n)
 ),
 known AS MATERIALIZED (
-    SELECT g.n, l.created_at,
+    SELECT g.n, coalesce(l.created_at, timezone('UTC', clock_timestamp())) AS created_at,
         -- another organization's event is not even compared: how long that takes would tell of its contents
-        CASE WHEN l.org_id = $11 THEN l.event_type = g.event_type AND l.event_category = g.event_category
-            AND l.payload = g.payload{SAME} END AS same
-    FROM given g JOIN public.activity_logs l ON l.id = g.id
+        CASE WHEN l.org_id = $11 THEN l.event_type = g.event_type{SAME} END AS same
+    FROM given g JOIN {EVENTS} ON l.id = g.id
 ),
 written AS (
-    INSERT INTO public.activity_logs (id, org_id, event_type, event_category, payload, created_at{COLUMNS})
-    SELECT g.id, $11, g.event_type, g.event_category, g.payload, timezone('UTC', clock_timestamp()){VALUES}
+    INSERT INTO public.activity_logs AS l (id, org_id, event_type{COLUMNS})
+    SELECT g.id, $11, g.event_type{VALUES}
     FROM given g
     WHERE NOT EXISTS (SELECT FROM given bad WHERE bad.too_large OR bad.stranger)
       AND NOT EXISTS (SELECT FROM known k WHERE k.n = g.n OR k.same IS NOT TRUE)
     ORDER BY g.n
-    RETURNING id, created_at
+    RETURNING l.id, {CREATED_AT} AS created_at
 )
 SELECT g.id, coalesce(w.created_at, k.created_at, 'infinity'), g.too_large, g.stranger,
     k.n IS NOT NULL AND k.same IS NOT TRUE
@@ -136,21 +214,13 @@ ORDER BY g.n";
 /// # Errors
 /// Whatever the database says; nothing was written then, or the answer was lost: repeating is harmless.
 pub async fn insert(db: &mut PgConnection, org: OrgId, events: &[NewEvent]) -> Result<Posted, StoreError> {
-    let columns = event_columns(db).await?;
-    let has = |name: &str| columns.iter().any(|column| column == name);
+    let columns = EventColumns::read(db).await?;
     for (column, _) in OPTIONAL_COLUMNS {
-        if !has(column) && events.iter().any(|event| event.gives(column)) {
+        if !columns.writes(column) && events.iter().any(|event| event.gives(column)) {
             return Ok(Posted::NoColumn(column));
         }
     }
-    let there: Vec<&str> =
-        OPTIONAL_COLUMNS.into_iter().map(|(name, _)| name).filter(|name| has(name)).collect();
-    let each = |write: &dyn Fn(&str) -> String| there.iter().map(|name| write(name)).collect::<String>();
-    let sql = INSERT
-        .replace("{COLUMNS}", &each(&|name| format!(", {name}")))
-        .replace("{VALUES}", &each(&|name| format!(", g.{name}")))
-        .replace("{SAME}", &each(&|name| format!(" AND l.{name} IS NOT DISTINCT FROM g.{name}")))
-        .replace("{STRANGER}", stranger(db, events).await?);
+    let sql = insert_sql(&columns).replace("{STRANGER}", stranger(db, events).await?);
     let mut tries = 1;
     let rows = loop {
         match in_time(insert_query(&sql, org, events).fetch_all(&mut *db)).await {
@@ -170,6 +240,27 @@ pub async fn insert(db: &mut PgConnection, org: OrgId, events: &[NewEvent]) -> R
         true => Posted::Stored(rows.into_iter().map(|(id, at, ..)| (EventId(id), at)).collect()),
         false => Posted::Refused(refused),
     })
+}
+
+/// [`INSERT`] but for the condition on the employee.
+fn insert_sql(columns: &EventColumns) -> String {
+    let names = OPTIONAL_COLUMNS.into_iter().map(|(name, _)| name);
+    let there: Vec<&str> = names.filter(|name| columns.writes(name)).collect();
+    let each = |write: &dyn Fn(&str) -> String| there.iter().map(|name| write(name)).collect::<String>();
+    let now = "timezone('UTC', clock_timestamp())";
+    let value = |name: &str| if name == "created_at" { format!(", {now}") } else { format!(", g.{name}") };
+    let same = |name: &str| match name {
+        "created_at" => String::new(),
+        _ => format!(" AND l.{name} IS NOT DISTINCT FROM g.{name}"),
+    };
+    let created_at =
+        if columns.has("created_at") { format!("coalesce(l.created_at, {now})") } else { now.into() };
+    INSERT
+        .replace("{COLUMNS}", &each(&|name| format!(", {name}")))
+        .replace("{VALUES}", &each(&value))
+        .replace("{SAME}", &each(&same))
+        .replace("{CREATED_AT}", &created_at)
+        .replace("{EVENTS}", &columns.table())
 }
 
 /// Id, time, whether it is too large, whether its employee is unknown, whether its id is taken.
@@ -203,6 +294,8 @@ impl NewEvent {
             "session_id" => self.session_id.is_some(),
             "client_name" => self.client_name.is_some(),
             "client_version" => self.client_version.is_some(),
+            "event_category" => self.event_category != DEFAULT_CATEGORY,
+            "payload" => self.payload.trim() != "{}",
             _ => false,
         }
     }
@@ -229,16 +322,27 @@ pub struct Listed {
     /// What happened.
     pub event_type: String,
     /// The kind of thing that happened.
-    pub event_category: String,
-    /// When.
+    pub event_category: Option<String>,
+    /// When; 1970 where nobody knows.
     pub created_at: DbTime,
 }
 
+/// What lists show.
+macro_rules! listed {
+    () => {
+        "l.id, coalesce(l.event_type::text, '') AS event_type, l.event_category::text AS event_category,
+            coalesce(l.created_at, 'epoch') AS created_at"
+    };
+}
+
 /// Parameters: organization, from, position, rows to look at, rows wanted, type.
-const LIST: &str = "
+const LIST: &str = concat!(
+    "
 WITH looked AS MATERIALIZED (
-    SELECT l.id, l.event_type::text AS event_type, l.event_category::text AS event_category, l.created_at
-    FROM public.activity_logs l
+    SELECT ",
+    listed!(),
+    "
+    FROM {EVENTS}
     WHERE l.org_id = $1 AND l.created_at >= $2 AND (l.created_at, l.id) < ($3::timestamp, $4::uuid)
     ORDER BY l.created_at DESC, l.id DESC LIMIT $5
 ),
@@ -250,13 +354,18 @@ SELECT e.created_at AS end_at, e.id AS end_id, (SELECT count(*) FROM looked) = $
 FROM (SELECT) one
 LEFT JOIN (SELECT * FROM looked ORDER BY created_at, id LIMIT 1) e ON true
 LEFT JOIN page ON true
-ORDER BY page.created_at DESC, page.id DESC";
+ORDER BY page.created_at DESC, page.id DESC"
+);
 
-const LIST_OF_EVENTS: &str = "
-    SELECT l.id, l.event_type::text AS event_type, l.event_category::text AS event_category, l.created_at
-    FROM public.activity_logs l
+const LIST_OF_EVENTS: &str = concat!(
+    "
+    SELECT ",
+    listed!(),
+    "
+    FROM {EVENTS}
     WHERE l.id = ANY ($1) AND l.created_at >= $2 AND (l.created_at, l.id) < ($3::timestamp, $4::uuid)
-    ORDER BY l.created_at DESC, l.id DESC LIMIT $5";
+    ORDER BY l.created_at DESC, l.id DESC LIMIT $5"
+);
 
 /// One page of events, the newest first, as [`super::deliveries::list::list`].
 ///
@@ -268,22 +377,29 @@ pub async fn list(
     before: Option<Position>,
     limit: u32,
 ) -> Result<Page<Listed>, StoreError> {
+    let from_events = EventColumns::read(db).await?.listed();
     let wanted = i64::from(limit) + 1;
     let mut before = Position::before(before, filter.to);
     let from = filter.from.unwrap_or(DbTime(i64::MIN));
     if let Some(event_type) = &filter.event_type
         && let Some(events) = rare_events(db, filter.org, event_type).await?
     {
-        let query = sqlx::query(LIST_OF_EVENTS).bind(events).bind(from);
+        let sql = LIST_OF_EVENTS.replace("{EVENTS}", &from_events);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(events).bind(from);
         let query = query.bind(before.at).bind(before.id).bind(wanted).persistent(false);
         let rows = in_time(query.fetch_all(db)).await?;
         let items = rows.iter().map(read_listed).collect::<Result<Vec<_>, _>>()?;
         return Ok(Page::cut(items, limit, position));
     }
     let most = if filter.event_type.is_some() { LOOKED_AT } else { wanted };
+    let sql = LIST.replace("{EVENTS}", &from_events);
     let mut items: Vec<Listed> = Vec::new();
     for look in Looks::new(wanted, most) {
-        let query = sqlx::query(LIST).bind(filter.org.0).bind(from).bind(before.at).bind(before.id);
+        let query = sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(filter.org.0)
+            .bind(from)
+            .bind(before.at)
+            .bind(before.id);
         let query = query.bind(look).bind(wanted - items.len() as i64).bind(&filter.event_type);
         let rows = in_time(query.persistent(false).fetch_all(&mut *db)).await?;
         let first = rows.first().ok_or(StoreError::Database(sqlx::Error::RowNotFound))?;
@@ -331,16 +447,19 @@ pub struct Full {
     pub client_version: Option<String>,
 }
 
-/// `{COLUMNS}` are the optional columns that the table has, and nulls for the others. None of the
-/// application's own columns is read: nobody knows how large they are.
-const ONE: &str = "
-    SELECT l.id, l.event_type::text AS event_type, l.event_category::text AS event_category, l.created_at,
-        public.posthaste_printed(coalesce(l.payload, '{}'), $3) AS payload{COLUMNS}
-    FROM public.activity_logs l WHERE l.id = $2 AND l.org_id = $1";
-
-const CONTENT: &str = ", CASE WHEN octet_length(l.content) <= $3 THEN l.content::text END AS content,
-    coalesce(octet_length(l.content) > $3, false) AS content_too_large";
-const NO_CONTENT: &str = ", NULL::text AS content, false AS content_too_large";
+/// None of the application's own columns is read: nobody knows how large they are.
+const ONE: &str = concat!(
+    "
+    SELECT ",
+    listed!(),
+    ",
+        public.posthaste_printed(coalesce(l.payload, 'null')::jsonb, $3) AS payload,
+        CASE WHEN octet_length(l.content) <= $3 THEN l.content::text END AS content,
+        coalesce(octet_length(l.content) > $3, false) AS content_too_large,
+        l.employee_id::uuid AS employee_id, l.session_id::uuid AS session_id,
+        l.client_name::text AS client_name, l.client_version::text AS client_version
+    FROM {EVENTS} WHERE l.id = $2 AND l.org_id = $1"
+);
 
 /// An event of `org`; its payload and its content only if they have at most `most` bytes each.
 ///
@@ -352,17 +471,7 @@ pub async fn one(
     id: EventId,
     most: usize,
 ) -> Result<Option<Full>, StoreError> {
-    let columns = event_columns(db).await?;
-    let optional = OPTIONAL_COLUMNS.map(|(name, type_name)| {
-        let has = columns.iter().any(|column| column == name);
-        match name {
-            "content" if has => CONTENT.to_owned(),
-            "content" => NO_CONTENT.to_owned(),
-            _ if has => format!(", l.{name}::{type_name} AS {name}"),
-            _ => format!(", NULL::{type_name} AS {name}"),
-        }
-    });
-    let sql = ONE.replace("{COLUMNS}", &optional.concat());
+    let sql = ONE.replace("{EVENTS}", &EventColumns::read(db).await?.listed());
     let query = sqlx::query(AssertSqlSafe(sql)).bind(org.0).bind(id.0);
     let query = query.bind(i32::try_from(most).unwrap_or(i32::MAX)).persistent(false);
     let row = in_time(query.fetch_optional(db)).await?;

@@ -13,7 +13,7 @@ pub const MAX_DEPTH: i64 = 10_000;
 pub struct Gauge(PgConnection);
 
 const OLDEST: &str = "
-SELECT a.id, timezone('UTC', clock_timestamp()), o.created_at
+SELECT a.id, timezone('UTC', clock_timestamp()), coalesce(o.created_at, timezone('UTC', clock_timestamp()))
 FROM unnest($1::uuid[]) AS a(id) CROSS JOIN LATERAL (
     SELECT d.created_at FROM public.webhook_deliveries d
     WHERE d.destination_id = a.id AND d.status IN ('pending', 'failed')

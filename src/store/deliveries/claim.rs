@@ -10,13 +10,14 @@ use uuid::Uuid;
 
 use super::LEASE;
 use super::claim_sql::{
-    ANSWER, CLAIM, CLAIM_ORDERED, COUNTED, COUNTED_ORDERED, CREATED_AT, FILLED, LEASED, LOCK_ORDERED, NEXT,
-    NEXT_ORDERED, NULLS, PLAIN, TAKE, TAKE_MEASURED, UNCHANGED,
+    ANSWER, CLAIM, CLAIM_ORDERED, COUNTED, COUNTED_ORDERED, CREATED_AT, EVENT, FILLED, LEASED, LOCK_ORDERED,
+    NEXT, NEXT_ORDERED, NULLS, PLAIN, TAKE, TAKE_MEASURED, UNCHANGED,
 };
 use crate::model::{
-    Change, DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId, FailedAttempt,
-    Fill, Ordered, OrgId, Outcome,
+    Category, Change, DbTime, Delivery, DeliveryId, DestinationId, EVENT_OVERHEAD_BYTES, Event, EventId,
+    FailedAttempt, Fill, Ordered, OrgId, Outcome,
 };
+use crate::store::events::EventColumns;
 use crate::store::{StoreError, in_time};
 
 /// Deliveries that one claim statement takes at most. Larger ones cost no less per row, and whatever is new
@@ -110,30 +111,10 @@ struct Texts {
     measured: Arc<str>,
 }
 
-/// Columns of the event that an application's own table may lack, with their types.
-pub(in crate::store) const OPTIONAL_COLUMNS: [(&str, &str); 5] = [
-    ("employee_id", "uuid"),
-    ("session_id", "uuid"),
-    ("client_name", "text"),
-    ("client_version", "text"),
-    ("content", "text"),
-];
-
 /// A delivery that cannot be read waits at least so long ...
 const SHORTEST_ASIDE: Duration = Duration::from_secs(60);
 /// ... and at most so long.
 const LONGEST_ASIDE: Duration = Duration::from_secs(3600);
-
-const EVENT_COLUMNS: &str = "
-    SELECT attname::text FROM pg_catalog.pg_attribute
-    WHERE attrelid = 'public.activity_logs'::regclass AND attnum > 0 AND NOT attisdropped";
-
-/// The columns that this database's events have.
-pub(in crate::store) async fn event_columns(
-    connection: &mut PgConnection,
-) -> Result<Vec<String>, StoreError> {
-    in_time(sqlx::query_scalar(EVENT_COLUMNS).fetch_all(connection)).await
-}
 
 impl ClaimSql {
     /// Reads which columns this database's events have.
@@ -141,30 +122,20 @@ impl ClaimSql {
     /// # Errors
     /// Whatever the database says.
     pub async fn read(connection: &mut PgConnection) -> Result<ClaimSql, StoreError> {
-        let columns = event_columns(connection).await?;
-        Ok(ClaimSql::new(|column| columns.iter().any(|c| c == column)))
+        Ok(ClaimSql::new(&EventColumns::read(connection).await?))
     }
 
-    fn new(has: impl Fn(&str) -> bool) -> ClaimSql {
-        let optional = OPTIONAL_COLUMNS.map(|(column, type_name)| {
-            let value = if has(column) { format!("l.{column}") } else { "NULL".to_owned() };
-            format!("{value}::{type_name} AS {column}")
-        });
+    fn new(columns: &EventColumns) -> ClaimSql {
         // Columns of an application may hold any text. LEAST and + overlook or spread nulls.
         let texts = ["content", "client_name", "client_version", "event_type", "event_category"];
-        let length = |column: &str| format!("coalesce(octet_length(l.{column}), 0)::bigint");
-        let is_optional = |column: &str| OPTIONAL_COLUMNS.iter().any(|(name, _)| *name == column);
-        let there = texts.into_iter().filter(|column| !is_optional(column) || has(column));
+        let length = |column: &&str| format!("coalesce(octet_length(l.{column}), 0)::bigint");
+        let there = texts.iter().filter(|column| columns.has(column));
         let text_bytes = there.map(length).collect::<Vec<_>>().join(" + ");
-        let event = format!(
-            "l.org_id, {}, l.event_type::text AS event_type, l.event_category::text AS event_category, \
-             l.created_at AS event_created_at, {} AS text_bytes",
-            optional.join(", "),
-            text_bytes
-        );
+        let event = format!("{EVENT}, {text_bytes} AS text_bytes");
+        let events = columns.table();
         // Nothing is read to learn how large it is. What is compressed is taken for as large as it can be,
         // or, where that would cut too much off, for larger than it usually is.
-        let stored = "pg_column_size(l.payload)::bigint";
+        let stored = "coalesce(pg_column_size(l.payload), 0)::bigint";
         let payload = format!(
             "least($7, {stored} * CASE WHEN pg_column_compression(l.payload) IS NULL THEN 1 \
              WHEN {stored} < 8192 THEN 8 ELSE 90 END)"
@@ -183,6 +154,7 @@ impl ClaimSql {
                 ("{UNCHANGED}", UNCHANGED),
                 ("{CREATED_AT}", CREATED_AT),
                 ("{EVENT}", &event),
+                ("{EVENTS}", &events),
                 ("{PLAIN}", PLAIN),
                 ("{SIZE}", &size),
                 ("{OVERHEAD}", &overhead),
@@ -360,7 +332,7 @@ fn read_claimed(row: &PgRow, room: bool) -> Result<Claimed, sqlx::Error> {
         client_name: row.try_get(12)?,
         client_version: row.try_get(13)?,
         event_type: row.try_get(14)?,
-        event_category: row.try_get(15)?,
+        event_category: Category(row.try_get(15)?),
         content: text(16)?,
         payload: payload.unwrap_or_default(),
         created_at: row.try_get(18)?,

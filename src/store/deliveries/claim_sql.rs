@@ -164,7 +164,7 @@ pub(super) const NEXT_ORDERED: &str = "
 /// there were.
 pub(super) const TAKE: &str = "
 sized AS MATERIALIZED (
-    SELECT p.*, {EVENT}, {PLAIN} AS printed FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
+    SELECT p.*, {EVENT}, {PLAIN} AS printed FROM picked p JOIN {EVENTS} ON l.id = p.log_id
 ),
 total AS MATERIALIZED (
     -- in this order: what follows the first one that is not plain is neither locked nor printed
@@ -205,7 +205,7 @@ pub(super) const PLAIN: &str = "
 /// by the texts, of which no more are made.
 pub(super) const TAKE_MEASURED: &str = "
 sized AS MATERIALIZED (
-    SELECT p.*, {EVENT}, {SIZE} AS bytes FROM picked p JOIN public.activity_logs l ON l.id = p.log_id
+    SELECT p.*, {EVENT}, {SIZE} AS bytes FROM picked p JOIN {EVENTS} ON l.id = p.log_id
 ),
 total AS MATERIALIZED (SELECT count(*)::int AS rows FROM sized),
 shared AS MATERIALIZED (
@@ -240,7 +240,7 @@ taken AS (
         CASE WHEN s.text_bytes <= $7 THEN s.client_name END,
         CASE WHEN s.text_bytes <= $7 THEN s.client_version END,
         CASE WHEN s.text_bytes <= $7 THEN s.event_type ELSE left(s.event_type, 100) END,
-        CASE WHEN s.text_bytes <= $7 THEN s.event_category ELSE '' END,
+        CASE WHEN s.text_bytes <= $7 THEN s.event_category END,
         CASE WHEN s.text_bytes <= $7 THEN s.content END,
         nullif((SELECT printed FROM texts)[s.n], ''),
         {CREATED_AT}, s.text_bytes > $7, d.next_retry_at
@@ -259,16 +259,26 @@ pub(super) const UNCHANGED: &str = "d.ctid = s.version AND d.id IS NOT DISTINCT 
 
 /// The columns of a delivery.
 pub(super) const LEASED: &str = "
-        d.destination_id, d.last_attempt_at AS now, d.id, d.attempts, s.last_attempt_at, d.created_at,
+        d.destination_id, d.last_attempt_at AS now, d.id, coalesce(d.attempts, 0),
+        s.last_attempt_at, coalesce(d.created_at, c.now),
         -- only a delivery that was attempted before can have a first attempt
         CASE WHEN s.last_attempt_at IS NOT NULL THEN
             -- since it was queued: a replay, which sets created_at, begins anew; no condition, as in RECORD
             (SELECT min(h.started_at) FILTER (WHERE h.started_at >= d.created_at)
              FROM public.posthaste_attempts h WHERE h.delivery_id = d.id) END";
 
-/// The time of an event as it is sent; `infinity` as itself.
+/// The columns of an event; a NULL where something must be is one of an application's own row. An event of
+/// nobody is nobody's destination's.
+pub(super) const EVENT: &str = "\
+    coalesce(l.org_id, '00000000-0000-0000-0000-000000000000') AS org_id, l.employee_id, l.session_id, \
+    l.client_name::text AS client_name, l.client_version::text AS client_version, \
+    coalesce(l.event_type::text, '') AS event_type, l.event_category::text AS event_category, \
+    l.content::text AS content, l.created_at AS event_created_at";
+
+/// The time of an event as it is sent; `infinity` as itself; that of the delivery where it has none.
 pub(super) const CREATED_AT: &str = "coalesce(\
-    to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text)";
+    to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text, \
+    to_char(coalesce(d.created_at, c.now), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'))";
 
 /// The rows of the kinds 0 and 1.
 pub(super) const ANSWER: &str = "SELECT 0::int2 AS kind, t.* FROM taken t

@@ -128,9 +128,9 @@ macro_rules! newest {
 /// The columns of [`Listed`], from `w` and `l`.
 macro_rules! columns {
     () => {
-        "w.id, w.destination_id, w.log_id, l.event_type::text AS event_type, w.status::text AS status,
-         w.attempts, w.last_attempt_at, w.next_retry_at, w.response_status, w.error_message, w.created_at,
-         w.delivered_at"
+        "w.id, w.destination_id, w.log_id, coalesce(l.event_type::text, '') AS event_type,
+         w.status::text AS status, coalesce(w.attempts, 0) AS attempts, w.last_attempt_at, w.next_retry_at,
+         w.response_status, w.error_message, coalesce(w.created_at, 'epoch') AS created_at, w.delivered_at"
     };
 }
 
@@ -340,7 +340,9 @@ const ONE: &str = concat!(
     ", w.response_body
     FROM public.webhook_deliveries w JOIN public.webhook_destinations d ON d.id = w.destination_id
     JOIN public.activity_logs l ON l.id = w.log_id
-    WHERE w.id = $2 AND d.org_id = $1"
+    WHERE w.id = $2 AND d.org_id = $1
+      -- an application may have more of them
+      AND w.status IN ('pending', 'failed', 'delivered', 'dead')"
 );
 
 const ATTEMPTS: &str = "
@@ -383,7 +385,7 @@ const OF_EVENT: &str = concat!(
     "
     FROM public.webhook_deliveries w JOIN public.webhook_destinations d ON d.id = w.destination_id
     JOIN public.activity_logs l ON l.id = w.log_id
-    WHERE w.log_id = $2 AND d.org_id = $1
+    WHERE w.log_id = $2 AND d.org_id = $1 AND w.status IN ('pending', 'failed', 'delivered', 'dead')
     ORDER BY w.created_at, w.id LIMIT $3"
 );
 

@@ -22,7 +22,6 @@ mod set_aside;
 use std::time::Duration;
 
 pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Room};
-pub(super) use self::claim::{OPTIONAL_COLUMNS, event_columns};
 pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
 pub use self::renew::{Renewals, renew};
 pub use self::requeue::{Retried, retry};

@@ -31,7 +31,7 @@ o AS MATERIALIZED (
 written AS (
     UPDATE public.webhook_deliveries d SET
         status = coalesce(o.status, d.status),
-        attempts = d.attempts + o.charge,
+        attempts = coalesce(d.attempts, 0) + o.charge,
         last_attempt_at = o.last_attempt_at,
         -- later than last_attempt_at whatever the clocks do: a recorded failure is no lease
         next_retry_at = CASE WHEN o.delay_us IS NULL THEN d.next_retry_at
@@ -51,7 +51,8 @@ written AS (
         -- only while the lease is ours: nobody else has claimed or recorded since
         ELSE d.status IN ('pending', 'failed') AND d.last_attempt_at = o.claimed_at
             AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at) END
-    RETURNING d.id, d.created_at, o.charge, o.last_attempt_at, o.response_status, o.response_body,
+    RETURNING d.id, coalesce(d.created_at, '-infinity') AS created_at, o.charge, o.last_attempt_at,
+        o.response_status, o.response_body,
         o.error_message, o.attempt, o.duration_ms
 ),
 history AS (

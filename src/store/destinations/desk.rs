@@ -41,7 +41,14 @@ pub struct Written {
 /// Filters have at most 8 KiB; larger ones are older than that limit, and some of them print as megabytes.
 macro_rules! filter {
     () => {
-        "public.posthaste_printed(coalesce(w.event_filter, '{}'), 65536)"
+        "public.posthaste_printed(coalesce(w.event_filter, '{}')::jsonb, 65536)"
+    };
+}
+
+/// Where a list has a destination that nobody knows the age of.
+macro_rules! created_at {
+    () => {
+        "coalesce(w.created_at, 'epoch')"
     };
 }
 
@@ -50,9 +57,12 @@ macro_rules! select {
         concat!(
             "SELECT ",
             columns!(),
-            ", w.name, w.event_types, ",
+            ", coalesce(w.name, '')::text AS name, w.event_types::text[] AS event_types, ",
             filter!(),
-            " AS event_filter, w.enabled, w.created_at, w.updated_at, t.disabled_at, t.disabled_reason, ",
+            " AS event_filter, w.enabled IS NOT FALSE AS enabled, ",
+            created_at!(),
+            " AS created_at, coalesce(w.updated_at, 'epoch') AS updated_at, t.disabled_at,
+            t.disabled_reason, ",
             version!(),
             " AS version",
             $more,
@@ -90,7 +100,9 @@ const LIST: &str = concat!(
     "WITH page AS MATERIALIZED (
         SELECT p.id, sum(p.bytes) OVER (ORDER BY p.created_at DESC, p.id DESC) - p.bytes AS before
         FROM (
-            SELECT w.id, w.created_at, octet_length(w.url)
+            SELECT w.id, ",
+    created_at!(),
+    " AS created_at, coalesce(octet_length(w.url), 0)
                 + coalesce(octet_length(w.auth_config::text), 0)
                 + coalesce(octet_length(w.event_types::text), 0)
                 + coalesce(octet_length(",
@@ -102,13 +114,17 @@ const LIST: &str = concat!(
                 + coalesce(octet_length(s.tls_ca), 0) AS bytes
             FROM public.webhook_destinations w
             LEFT JOIN public.posthaste_destination_settings s ON s.destination_id = w.id
-            WHERE w.org_id = $1 AND (w.created_at, w.id) < ($2::timestamp, $3::uuid)
-            ORDER BY w.created_at DESC, w.id DESC LIMIT $4
+            WHERE w.org_id = $1 AND (",
+    created_at!(),
+    ", w.id) < ($2::timestamp, $3::uuid)
+            ORDER BY ",
+    created_at!(),
+    " DESC, w.id DESC LIMIT $4
         ) p
     ) ",
     select!(
         ", (SELECT count(*) FROM page) AS found",
-        "w.id IN (SELECT id FROM page WHERE before < $5) ORDER BY w.created_at DESC, w.id DESC"
+        "w.id IN (SELECT id FROM page WHERE before < $5) ORDER BY created_at DESC, w.id DESC"
     )
 );
 
@@ -228,11 +244,20 @@ const UPDATE: &str = concat!(
         FOR NO KEY UPDATE OF w
     ),
     updated AS (
-        UPDATE public.webhook_destinations w SET name = $3, url = $4, auth_type = $5,
-            auth_config = $6::jsonb, event_types = $7, enabled = $9,
+        UPDATE public.webhook_destinations w SET name = $3, url = $4,
+            auth_config = $6::jsonb, event_types = $7,
+            -- what counts as something else stays what it is, unless that is changed
+            auth_type = CASE WHEN coalesce(w.auth_type, 'none') = $5 THEN w.auth_type ELSE $5 END,
+            enabled = CASE WHEN (w.enabled IS NOT FALSE) = $9 THEN w.enabled ELSE $9 END,
+            batch_size = CASE WHEN least(coalesce(w.batch_size, 1), 100) = $10 THEN w.batch_size
+                ELSE $10 END,
+            timeout_ms = CASE WHEN least(coalesce(w.timeout_ms, 5000), 30000) = $11 THEN w.timeout_ms
+                ELSE $11 END,
+            retry_max = CASE WHEN coalesce(w.retry_max, 3) = $12 THEN w.retry_max ELSE $12 END,
+            retry_backoff_ms = CASE WHEN coalesce(w.retry_backoff_ms, 1000) = $13 THEN w.retry_backoff_ms
+                ELSE $13 END,
             -- one that is too large to be read stays as it is
             event_filter = CASE WHEN $34::boolean THEN $8::jsonb ELSE w.event_filter END,
-            batch_size = $10, timeout_ms = $11, retry_max = $12, retry_backoff_ms = $13,
             signing_secret = $14, updated_at = timezone('UTC', clock_timestamp())
         FROM held WHERE w.id = held.id RETURNING w.id
     ),
@@ -394,9 +419,10 @@ const ENABLE: &str = "
     enabled AS (
         UPDATE public.webhook_destinations w
         SET enabled = true, updated_at = timezone('UTC', clock_timestamp())
-        FROM known k WHERE w.id = k.id AND NOT k.enabled
+        FROM known k WHERE w.id = k.id AND k.enabled IS FALSE
     )
-    SELECT k.enabled, k.since, timezone('UTC', clock_timestamp()) FROM known k";
+    SELECT k.enabled IS NOT FALSE, coalesce(k.since, 'epoch'), timezone('UTC', clock_timestamp())
+    FROM known k";
 
 /// Enables a destination; a trigger forgets why it was disabled. `None`: `org` has no such destination.
 ///

@@ -8,6 +8,7 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
+use super::events::timed_events;
 use super::page::{Page, Position};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, DestinationId, JobId, OrgId, Status};
@@ -120,12 +121,16 @@ const COUNT_DELIVERIES: &str = "
         LIMIT $2
     ) counted";
 
-const COUNT_EVENTS: &str = "
+const COUNT_EVENTS: &str = concat!(
+    "
     SELECT count(*) FROM (
-        SELECT FROM public.activity_logs n JOIN public.webhook_destinations d ON d.org_id = n.org_id
-        WHERE d.id = $1 AND n.created_at >= $3 AND n.created_at < $4
+        SELECT FROM ",
+    timed_events!(),
+    " JOIN public.webhook_destinations d ON d.org_id = l.org_id
+        WHERE d.id = $1 AND o.created_at >= $3 AND o.created_at < $4
         LIMIT $2
-    ) counted";
+    ) counted"
+);
 
 /// A destination of another organization, or none, gives no row; neither does one job too many.
 const CREATE: &str = concat!(

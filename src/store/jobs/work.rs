@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::{Kind, Spec, State, names, read_kind, read_state};
 use crate::model::{DbTime, JobId};
 use crate::store::deliveries::{LEASE, not_leased, requeued};
+use crate::store::events::timed_events;
 use crate::store::page::Position;
 use crate::store::{StoreError, in_time};
 
@@ -67,22 +68,22 @@ pub async fn waiting(db: &mut PgConnection) -> Result<Vec<(JobId, Kind, Duration
 /// Where the organization has written no event for a while, there is little to be in the way of.
 macro_rules! job {
     () => {
-        "clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+        concat!("clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
 job AS MATERIALIZED (
-    SELECT j.*, d.enabled, r.rows, $4::interval / r.rows AS spacing,
+    SELECT j.*, d.enabled IS NOT FALSE AS enabled, r.rows, $4::interval / r.rows AS spacing,
         -- where all that it looks at is queued, it need not look further
         CASE WHEN j.kind = 'replay' AND j.event_type IS NULL THEN r.rows ELSE greatest(r.rows, $3::int) END
             AS look
     FROM public.posthaste_jobs j JOIN public.webhook_destinations d ON d.id = j.destination_id
     CROSS JOIN clock c CROSS JOIN LATERAL (
         SELECT greatest(d.batch_size, $2::int * CASE WHEN EXISTS (
-            SELECT FROM public.activity_logs l
-            WHERE l.org_id = d.org_id AND l.created_at > c.now - interval '1 minute'
+            SELECT FROM ", timed_events!(), "
+            WHERE l.org_id = d.org_id AND o.created_at > c.now - interval '1 minute'
         ) THEN 1 ELSE 8 END) AS rows
     ) r
     WHERE j.id = $1 AND j.state = 'running' AND j.resume_at <= c.now
     FOR UPDATE OF j SKIP LOCKED
-)"
+)")
     };
 }
 

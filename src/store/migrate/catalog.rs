@@ -14,6 +14,8 @@ pub struct Table {
     pub ours_to_alter: bool,
     /// Whether row-level security applies to us as it would inside of a trigger function that we own.
     pub secured: bool,
+    /// Its storage parameters, each as `name=value`.
+    pub storage: Vec<String>,
     /// Its columns.
     pub columns: BTreeMap<String, Column>,
 }
@@ -21,10 +23,16 @@ pub struct Table {
 /// A column.
 #[derive(Debug)]
 pub struct Column {
-    /// Its type without a modifier.
+    /// Its type without a modifier; of a domain, the type below it.
     pub base_type: String,
+    /// The modifier of that type; of a timestamp, its digits behind the second, or -1.
+    pub modifier: i32,
+    /// Whether it may be NULL.
+    pub nullable: bool,
     /// Whether an INSERT that does not name it fails.
     pub must_be_named: bool,
+    /// How to end that PostgreSQL works out its values itself, and refuses those of others.
+    pub computed: Option<&'static str>,
 }
 
 /// A constraint.
@@ -59,6 +67,10 @@ pub struct Index {
     pub valid: bool,
     /// Whether it can be what ON CONFLICT and foreign keys ask for: unique, at once, over all rows.
     pub arbiter: bool,
+    /// Whether it keeps rows out.
+    pub unique: bool,
+    /// Whether it may do so at the end of a transaction only.
+    pub deferrable: bool,
 }
 
 /// A function whose name begins with `posthaste_`.
@@ -127,13 +139,27 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
     coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false)";
 
 const TABLES: &str =
-    "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid)
+    "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid),
+        coalesce(c.reloptions, '{}')
     FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
-const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL),
-        a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
-    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(b.oid, NULL), b.modifier,
+        a.attnotnull OR b.not_null,
+        (a.attnotnull OR b.not_null) AND NOT a.atthasdef AND a.attidentity = '' AND NOT b.has_default,
+        a.attgenerated <> '', a.attidentity = 'a'
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN LATERAL (
+        WITH RECURSIVE below AS (
+            SELECT t.oid, t.typbasetype, t.typtypmod, t.typtype, a.atttypmod AS modifier,
+                t.typnotnull AS not_null, t.typdefault IS NOT NULL AS has_default
+            FROM pg_type t WHERE t.oid = a.atttypid
+            UNION ALL
+            SELECT t.oid, t.typbasetype, t.typtypmod, t.typtype, d.typtypmod, d.not_null OR t.typnotnull,
+                d.has_default OR t.typdefault IS NOT NULL
+            FROM below d JOIN pg_type t ON t.oid = d.typbasetype WHERE d.typtype = 'd'
+        )
+        SELECT * FROM below WHERE typtype <> 'd'
+    ) b
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         AND a.attnum > 0 AND NOT a.attisdropped";
 
@@ -148,7 +174,8 @@ const CONSTRAINTS: &str =
 const INDEXES: &str = "SELECT c.relname::text, i.relname::text,
         regexp_replace(pg_get_indexdef(i.oid), '^.*? ON (ONLY )?public[.]', ''),
         x.indisvalid AND x.indisready, x.indisunique AND x.indimmediate AND x.indpred IS NULL
-            AND x.indexprs IS NULL AND x.indisvalid
+            AND x.indexprs IS NULL AND x.indisvalid, x.indisunique,
+        NOT x.indimmediate
     FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
     WHERE c.relnamespace = 'public'::regnamespace";
 
@@ -202,7 +229,7 @@ impl Catalog {
             .into_iter()
             .collect();
         for row in query(COLUMNS).fetch_all(&mut *conn).await? {
-            let column = Column { base_type: row.get(2), must_be_named: row.get(3) };
+            let column = column(&row);
             if let Some(table) = tables.get_mut(row.get::<&str, _>(0)) {
                 table.columns.insert(row.get(1), column);
             }
@@ -258,7 +285,27 @@ impl Catalog {
 }
 
 fn table(row: &PgRow) -> Table {
-    Table { kind: row.get(1), ours_to_alter: row.get(2), secured: row.get(3), columns: BTreeMap::new() }
+    Table {
+        kind: row.get(1),
+        ours_to_alter: row.get(2),
+        secured: row.get(3),
+        storage: row.get(4),
+        columns: BTreeMap::new(),
+    }
+}
+
+fn column(row: &PgRow) -> Column {
+    Column {
+        base_type: row.get(2),
+        modifier: row.get(3),
+        nullable: !row.get::<bool, _>(4),
+        must_be_named: row.get(5),
+        computed: match (row.get(6), row.get(7)) {
+            (true, _) => Some("DROP EXPRESSION"),
+            (_, true) => Some("SET GENERATED BY DEFAULT"),
+            (false, false) => None,
+        },
+    }
 }
 
 fn constraint(row: PgRow) -> Constraint {
@@ -280,6 +327,8 @@ fn index(row: PgRow) -> Index {
         definition: row.get(2),
         valid: row.get(3),
         arbiter: row.get(4),
+        unique: row.get(5),
+        deferrable: row.get(6),
     }
 }
 

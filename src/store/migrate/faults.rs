@@ -41,7 +41,7 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
     }
     for statement in statements {
         match &statement.makes {
-            Makes::Table { name, columns } => {
+            Makes::Table { name, columns, .. } => {
                 if let Some(table) = catalog.tables.get(*name) {
                     in_table(name, table, columns, &mut faults);
                 }
@@ -61,7 +61,8 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
             if !WRITTEN.contains(&column.as_str()) {
                 faults.push(format!(
                     "webhook_deliveries.{column} must have a value and has no default, so that the trigger \
-                     could create no delivery: give it a default, or use --without-fan-out"
+                     could create no delivery: give it a default, or `ALTER TABLE public.webhook_deliveries \
+                     ALTER COLUMN {column} DROP NOT NULL`, or use --without-fan-out"
                 ));
             }
         }
@@ -79,6 +80,13 @@ pub fn has_unique(catalog: &Catalog, table: &str, columns: &[&str]) -> bool {
         found.sort_unstable();
         index.table == table && index.arbiter && found == wanted
     })
+}
+
+/// Whether a column of one type does where the other one is given.
+fn suits(found: &str, given: &str) -> bool {
+    const TEXTS: [&str; 2] = ["character varying", "text"];
+    const LISTS: [&str; 2] = ["character varying[]", "text[]"];
+    found == given || [TEXTS, LISTS].iter().any(|alike| alike.contains(&found) && alike.contains(&given))
 }
 
 fn in_table(name: &str, table: &Table, columns: &[Column], faults: &mut Vec<String>) {
@@ -99,13 +107,15 @@ fn in_table(name: &str, table: &Table, columns: &[Column], faults: &mut Vec<Stri
     }
     for column in columns {
         match table.columns.get(column.name) {
-            Some(found) if found.base_type != column.base_type => faults.push(format!(
-                "{name}.{} is {} and should be {}: change its type, or let posthaste have tables of its own",
+            Some(found) if !suits(&found.base_type, column.base_type) => faults.push(format!(
+                "{name}.{0} is {1} and should be {2}: change its type (`ALTER TABLE public.{name} ALTER \
+                 COLUMN {0} TYPE {2}`), or let posthaste have tables of its own",
                 column.name, found.base_type, column.base_type
             )),
             None if name == "activity_logs" && !EVENT_NEEDS.contains(&column.name) => {}
             None if column.cannot_be_added || name == "activity_logs" => faults.push(format!(
-                "{name}.{} is missing and cannot be added to a table that is in use: add `{}`",
+                "{name}.{} is missing and cannot be added to a table that is in use: \
+                 `ALTER TABLE public.{name} ADD COLUMN {}`",
                 column.name, column.line
             )),
             _ => {}

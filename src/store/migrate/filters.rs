@@ -20,19 +20,19 @@ pub struct Unusable {
 // `$1`: only those that have matched anything until now; the others were no filters at all.
 const UNUSABLE: &str = "
     WITH usable AS MATERIALIZED (
-        SELECT public.posthaste_usable(array_agg(DISTINCT d.org_id)) AS ids
-        FROM public.webhook_destinations d WHERE d.enabled AND d.event_filter <> '{}'
+        SELECT public.posthaste_usable(array_agg(DISTINCT d.org_id::uuid)) AS ids
+        FROM public.webhook_destinations d WHERE d.enabled IS NOT FALSE AND d.event_filter <> '{}'
     )
     SELECT format('\"%s\" (%s)', d.name, d.id) AS destination, f.column_name AS column, f.fault
     FROM public.webhook_destinations d, LATERAL (
         SELECT 'event_filter' AS column_name, coalesce(c.fault, CASE
-            WHEN d.enabled AND d.id <> ALL ((SELECT ids FROM usable)::uuid[]) THEN
+            WHEN d.enabled IS NOT FALSE AND d.id <> ALL ((SELECT ids FROM usable)::uuid[]) THEN
                 'the enabled destinations of its organization have more than 64 paths, or more than 256 '
                 'elements of arrays, in all'
             END) AS fault
-        FROM public.posthaste_filter_cost(d.event_filter) c WHERE d.event_filter <> '{}'
+        FROM public.posthaste_filter_cost(d.event_filter::jsonb) c WHERE d.event_filter <> '{}'
         UNION ALL
-        SELECT 'event_types', public.posthaste_types_fault(d.event_types)
+        SELECT 'event_types', public.posthaste_types_fault(d.event_types::text[])
     ) f
     WHERE f.fault IS NOT NULL AND NOT ($1 AND f.fault LIKE ANY ('{it must be a JSON object%,
         the key % is unknown;%,$jsonpath must be a string%,$jsonpath cannot be used:%,

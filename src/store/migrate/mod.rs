@@ -2,20 +2,25 @@
 //!
 //! ```text
 //! migrations/*.sql ─▶ script: what should be there ─┐
-//!                                                   ├─▶ faults: why not ─▶ plan: statements ─▶ run or print
+//!                                                   ├─▶ faults, preflight: why not ─▶ plan
 //! the database ─────▶ catalog: what is there ───────┘
 //! ```
 //!
-//! The state is compared, not a counter: a run that was interrupted is finished by the next one, and a second
-//! run finds nothing to do. `posthaste_migrations` only tells `serve` whether everything has been applied.
+//! The preflight asks whether what is there lets our statements do what they do. The state is compared, not a
+//! counter: a run that was interrupted is finished by the next one, and a second run finds nothing to do.
+//! `posthaste_migrations` only tells `serve` whether everything has been applied.
 //! Nothing that an application owns is dropped, rewritten or renamed; the one exception is the CHECK on
 //! `auth_type`, which must let `oauth2` through.
 
 mod catalog;
+mod checks;
 mod faults;
 mod filters;
 mod plan;
+mod preflight;
+mod samples;
 mod script;
+mod trial;
 
 use std::time::Duration;
 
@@ -29,6 +34,7 @@ pub use catalog::shadows;
 pub use filters::{Unusable, unusable};
 pub use plan::fan_out_policy;
 use plan::{Mode, Plan, Step};
+pub use preflight::Finding;
 pub use script::MIGRATIONS;
 
 /// Tables that exist only so that foreign keys have something to refer to; an application's own are left
@@ -178,7 +184,7 @@ pub async fn missing_event_columns(conn: &mut PgConnection) -> Result<Vec<&'stat
         WHERE attrelid = to_regclass('public.activity_logs') AND attnum > 0 AND NOT attisdropped";
     let found: Vec<String> = query(sql).fetch_all(conn).await?.iter().map(|row| row.get(0)).collect();
     let tables = script::statements().into_iter().filter_map(|statement| match statement.makes {
-        script::Makes::Table { name: "activity_logs", columns } => Some(columns),
+        script::Makes::Table { name: "activity_logs", columns, .. } => Some(columns),
         _ => None,
     });
     Ok(tables.flatten().map(|c| c.name).filter(|name| !found.iter().any(|f| f == name)).collect())
@@ -193,6 +199,8 @@ pub struct Drift {
     pub switched_off: Vec<String>,
     /// Ways into the rights of the functions' owner, and each with its remedy.
     pub exposures: Vec<(String, String)>,
+    /// In what the application's tables differ from the given ones where that matters.
+    pub differences: Vec<Finding>,
 }
 
 /// Compares without being the owner and without changing anything. The search_path must be `public`.
@@ -213,6 +221,7 @@ pub async fn drift(conn: &mut PgConnection) -> Result<Drift, sqlx::Error> {
         statements: statements.filter(|s| !of_the_trigger(s) && !s.starts_with("REVOKE")).collect(),
         switched_off: plan.switched_off,
         exposures: exposures(conn, &catalog, &sources).await?,
+        differences: preflight::look(conn, &catalog, choices.fan_out).await?,
     })
 }
 
@@ -317,10 +326,20 @@ async fn planned(conn: &mut PgConnection, told: Options) -> Result<Plan, Migrate
     if !faults.is_empty() {
         return Err(MigrateError::Faults(faults));
     }
+    let found = preflight::look(conn, &catalog, choices.fan_out).await?;
+    let (stops, lived_with): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.stops);
+    faults.extend(stops.into_iter().map(|finding| format!("{}: {}", finding.what, finding.remedy)));
+    if !faults.is_empty() {
+        return Err(MigrateError::Faults(faults));
+    }
     let mut plan = plan::make(conn, &catalog, &statements, choices).await?;
     faults.append(&mut plan.faults);
     if !faults.is_empty() {
         return Err(MigrateError::Faults(faults));
+    }
+    // Once; from then on `check` tells it.
+    if catalog.versions.is_empty() {
+        plan.notices.extend(lived_with.into_iter().map(|finding| finding.what));
     }
     if undecided && catalog.has_deliveries {
         return Err(MigrateError::FanOutUndecided);
@@ -354,13 +373,14 @@ async fn superuser(conn: &mut PgConnection, catalog: &Catalog) -> Result<Option<
     }
 }
 
-/// Where a later migration defines a function or a trigger anew, only that definition counts.
+/// Where a later migration defines a function, a trigger or a constraint anew, only that definition counts.
 fn keep_last_definitions(statements: &mut Vec<script::Statement>) {
     let mut seen = std::collections::HashSet::new();
     statements.reverse();
     statements.retain(|statement| match &statement.makes {
         script::Makes::Function(function) => seen.insert(("", function.name)),
         script::Makes::Trigger { table, name } => seen.insert((*table, *name)),
+        script::Makes::Constraint { table, name, .. } => seen.insert((*table, *name)),
         _ => true,
     });
     statements.reverse();

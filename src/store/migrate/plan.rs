@@ -8,8 +8,10 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::catalog::{Catalog, Constraint};
+use super::checks::{Sayings, sayings};
 use super::faults::has_unique;
 use super::script::{Function, MIGRATIONS, Makes, Statement, columns_of};
+use super::trial::{Trial, expression};
 use super::{Choices, STAND_INS};
 
 /// How a step must be run.
@@ -68,6 +70,7 @@ pub async fn make(
     let mut plan = Plan::default();
     // Before the trigger: no event may meet it without them.
     policies(conn, catalog, &mut plan, choices).await?;
+    let sayings = sayings(conn, catalog, statements).await?;
     // All functions are made in one step, as some call others: whoever writes events meanwhile must never
     // meet a half of them.
     let mut functions: Option<usize> = None;
@@ -84,7 +87,7 @@ pub async fn make(
                 let step = step_of(table).unwrap_or(0);
                 plan.steps[step].statements.push(statement.sql.to_owned());
             }
-            Makes::Table { name, columns } => {
+            Makes::Table { name, columns, storage } => {
                 // What activity_logs lacks is null on the wire: an application's event table gets no new
                 // columns.
                 let add = columns.iter().filter(|c| !catalog.has_column(name, c.name));
@@ -92,10 +95,15 @@ pub async fn make(
                 for column in add.filter(|_| !left_alone) {
                     plan.lock(format!("ALTER TABLE public.{name} ADD COLUMN {}", column.line));
                 }
+                let found = catalog.tables.get(*name).map_or(&[][..], |table| &table.storage);
+                let is_set = |wanted: &&str| found.iter().any(|f| *f == wanted.replace(" = ", "="));
+                for parameter in storage.iter().filter(|parameter| !is_set(parameter)) {
+                    plan.lock(format!("ALTER TABLE public.{name} SET ({parameter})"));
+                }
             }
             Makes::Constraint { table, name, definition } => {
                 if !STAND_INS.contains(table) {
-                    constraint(conn, catalog, &mut plan, [table, name, definition]).await?;
+                    constraint(conn, catalog, &mut plan, &sayings, [table, name, definition]).await?;
                 }
             }
             Makes::Index { table, name, definition } => index(catalog, &mut plan, [table, name, definition]),
@@ -158,19 +166,23 @@ async fn constraint(
     conn: &mut PgConnection,
     catalog: &Catalog,
     plan: &mut Plan,
+    sayings: &Sayings,
     [table, name, definition]: [&str; 3],
 ) -> Result<(), sqlx::Error> {
-    if name == "webhook_destinations_auth_type_check" {
-        let old = catalog.constraints.iter().filter(|c| c.table == table && c.kind == "c");
-        if let Some(old) =
-            old.filter(|c| c.columns == ["auth_type"]).find(|c| !c.definition.contains("'oauth2'"))
-        {
-            widen(plan, old);
-            return Ok(());
+    if name == "webhook_destinations_auth_type_check" && catalog.has_table(table) {
+        let trial = Trial::prepare(conn, table).await?;
+        let on_it = catalog.constraints.iter().filter(|c| c.table == table && c.kind == "c");
+        for old in on_it.filter(|c| c.columns == ["auth_type"]) {
+            widen(conn, plan, &trial, old, definition).await?;
         }
     }
     let mut of_table = catalog.constraints.iter().filter(|c| c.table == table);
-    if let Some(found) = of_table.find(|c| c.name == name || same(c, definition)) {
+    if let Some(found) = of_table.find(|c| c.name == name || same(catalog, c, table, definition)) {
+        let says = sayings.get(&(table.to_owned(), name.to_owned()));
+        let found_says = found.definition.trim_end_matches(" NOT VALID");
+        if says.is_some_and(|says| found.name == name && says != found_says) {
+            return replace(conn, catalog, plan, [table, name, definition]).await;
+        }
         // An earlier run may have been interrupted between adding and validating.
         if found.name == name && !found.validated && rows_obey(conn, catalog, table, definition).await? {
             plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
@@ -198,22 +210,69 @@ async fn constraint(
     Ok(())
 }
 
-/// Lets `oauth2` through a CHECK that an application has written, whatever else it says.
-fn widen(plan: &mut Plan, old: &Constraint) {
-    let expression = old.definition.trim_end_matches(" NOT VALID").trim_end_matches(" NO INHERIT");
-    let expression = expression.strip_prefix("CHECK ").unwrap_or(expression);
-    let name = quoted(&old.name);
-    plan.lock(format!(
-        "ALTER TABLE public.webhook_destinations DROP CONSTRAINT {name}, ADD CONSTRAINT {name} \
-         CHECK ({expression} OR ((auth_type)::text = 'oauth2'::text)) NOT VALID"
-    ));
-    if old.validated {
-        plan.lock(format!("ALTER TABLE public.webhook_destinations VALIDATE CONSTRAINT {name}"));
+/// Puts a CHECK of ours in the place of what it said in an earlier version.
+async fn replace(
+    conn: &mut PgConnection,
+    catalog: &Catalog,
+    plan: &mut Plan,
+    [table, name, definition]: [&str; 3],
+) -> Result<(), sqlx::Error> {
+    if rows_obey(conn, catalog, table, definition).await? {
+        plan.lock(format!(
+            "ALTER TABLE public.{table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} {definition} NOT VALID"
+        ));
+        plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
+    } else {
+        plan.notices.push(format!("{table} holds rows that break `{definition}`: {name} was left as it is"));
     }
+    Ok(())
 }
 
-/// Whether a constraint of another name does what `definition` would do.
-fn same(found: &Constraint, definition: &str) -> bool {
+/// Lets what we have added to the given ways of authentication through a CHECK that an application has
+/// written, whatever else it says.
+async fn widen(
+    conn: &mut PgConnection,
+    plan: &mut Plan,
+    trial: &Trial<'_>,
+    old: &Constraint,
+    definition: &str,
+) -> Result<(), sqlx::Error> {
+    let mut added = String::new();
+    for way in ["oauth2", "aws"].into_iter().filter(|way| definition.contains(&format!("'{way}'"))) {
+        if !trial.lets(conn, expression(old), "auth_type", &way.into()).await? {
+            added += &format!(" OR ((auth_type)::text = '{way}'::text)");
+        }
+    }
+    if !added.is_empty() {
+        let (name, expression) = (quoted(&old.name), expression(old));
+        plan.lock(format!(
+            "ALTER TABLE public.webhook_destinations DROP CONSTRAINT {name}, ADD CONSTRAINT {name} \
+             CHECK ({expression}{added}) NOT VALID"
+        ));
+        if old.validated {
+            plan.lock(format!("ALTER TABLE public.webhook_destinations VALIDATE CONSTRAINT {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a constraint of another name does what `definition` would do. What an application's own CHECK says
+/// about a column is its own affair, as far as the preflight has let it pass.
+fn same(catalog: &Catalog, found: &Constraint, table: &str, definition: &str) -> bool {
+    let is_word = |name: &str| {
+        let unquoted = definition.split('\'').step_by(2);
+        unquoted
+            .flat_map(|text| text.split(|c: char| !c.is_alphanumeric() && c != '_'))
+            .any(|word| word == name)
+    };
+    let is_about_the_same = || {
+        let of_table = catalog.tables.get(table).map(|table| table.columns.keys());
+        let names: Vec<&String> = of_table.into_iter().flatten().filter(|name| is_word(name)).collect();
+        found.columns.iter().collect::<Vec<_>>() == names
+    };
+    if found.kind == "c" && definition.starts_with("CHECK") && !table.starts_with("posthaste_") {
+        return is_about_the_same();
+    }
     let same_key = || {
         let refers_to = definition.split("REFERENCES ").nth(1).and_then(|rest| rest.split('(').next());
         found.columns == columns_of(definition) && found.refers_to.as_deref() == refers_to
@@ -239,8 +298,15 @@ async fn unique(
             .push(format!("{table} holds rows with the same ({list}), which must be unique: remove them"));
         return Ok(());
     }
-    if catalog.indexes.iter().any(|index| index.name == name) {
-        plan.concurrently(format!("DROP INDEX CONCURRENTLY public.{name}"));
+    let mut name = name.to_owned();
+    match catalog.indexes.iter().find(|index| index.name == name) {
+        // What an interrupted run has left.
+        Some(index) if !index.valid && index.table == table => {
+            plan.concurrently(format!("DROP INDEX CONCURRENTLY public.{name}"));
+        }
+        // The application's, which does something else.
+        Some(_) => name = format!("posthaste_{name}"),
+        None => {}
     }
     // A table has one primary key at most; where the application uses it for something else, UNIQUE does as
     // well.
@@ -334,7 +400,7 @@ fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, s
     let sql = if choices.notify { sql.to_owned() } else { sql.replace("('notify')", "('quiet')") };
     match found {
         None => plan.lock(sql),
-        Some(found) if found.definition != sql => {
+        Some(found) if !same_trigger(&found.definition, &sql) => {
             plan.lock(sql.replacen("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER", 1));
         }
         Some(found) if !found.enabled => {
@@ -343,6 +409,12 @@ fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, s
         }
         Some(_) => {}
     }
+}
+
+/// Whether both say the same: of a column whose type is a domain PostgreSQL prints the type as well.
+fn same_trigger(one: &str, other: &str) -> bool {
+    let bare = |text: &str| text.replace("::boolean", "").replace(['(', ')'], "");
+    bare(one) == bare(other)
 }
 
 /// The policy that lets `owner` do everything to `table` inside of the fan-out trigger, and only there.

@@ -1,17 +1,14 @@
-//! Adopting the tables of a richer application, as their owner who is no superuser, with rows and forced
-//! row-level security: nothing is dropped, rewritten or renamed.
+//! Adopting the tables of a richer application, with rows and forced row-level security: nothing is dropped,
+//! rewritten or renamed.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{Db, run};
+use crate::common::{Db, run};
 use posthaste::model::Secret;
 use posthaste::store::migrate::{Options, migrate, pending};
 use sqlx::{AssertSqlSafe, Row};
-use uuid::Uuid;
 
-const APPLICATION: &str = include_str!("fixtures/application.sql");
+use crate::{role, url_of};
+
+const APPLICATION: &str = include_str!("../fixtures/application.sql");
 const ORG: &str = "00000000-0000-0000-0000-000000000001";
 
 /// Everything of the application's that must survive, as lines: what a table, index, constraint or policy is
@@ -50,21 +47,6 @@ async fn application() -> Adopted {
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&db.pool).await.unwrap();
     let url = url_of(&db, &owner);
     Adopted { db, owner, url }
-}
-
-async fn role(db: &Db, what: &str) -> String {
-    let name = format!("{what}_{}", Uuid::new_v4().simple());
-    db.execute(&format!("CREATE ROLE {name} LOGIN")).await;
-    name
-}
-
-/// The database's URL for another role: the private server trusts whoever can reach its socket.
-fn url_of(db: &Db, role: &str) -> Secret {
-    let mut url = url::Url::parse(db.url.reveal()).unwrap();
-    let pairs: Vec<(String, String)> =
-        url.query_pairs().filter(|(name, _)| name != "user").map(|(k, v)| (k.into(), v.into())).collect();
-    url.query_pairs_mut().clear().extend_pairs(pairs).append_pair("user", role);
-    Secret::new(url.as_str())
 }
 
 async fn lines(db: &Db, sql: &'static str) -> Vec<String> {

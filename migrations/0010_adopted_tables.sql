@@ -1,0 +1,3 @@
+-- Adopted tables may lack any column of the event, hold NULL where the given ones may not, and have domains for
+-- types. The functions that can cope with that stand in the files of their names; nothing else is new. By this
+-- number `serve` knows whether they have been made.
