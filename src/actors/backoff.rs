@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::store::StoreError;
-
 /// Pause after the first error; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// Longest pause between two tries: a database that comes back is noticed within this.
@@ -25,10 +23,11 @@ impl Backoff {
         self.0.is_zero()
     }
 
-    pub(super) fn note<T>(&mut self, result: &Result<T, StoreError>) {
-        self.0 = match result {
-            Ok(_) => Duration::ZERO,
-            Err(_) => (self.0 * 2).clamp(MIN_BACKOFF, MAX_BACKOFF),
-        };
+    pub(super) fn worked(&mut self) {
+        self.0 = Duration::ZERO;
+    }
+
+    pub(super) fn failed(&mut self) {
+        self.0 = (self.0 * 2).clamp(MIN_BACKOFF, MAX_BACKOFF);
     }
 }

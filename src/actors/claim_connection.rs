@@ -6,14 +6,30 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use crate::clock;
 use crate::model::{DbTime, DeliveryId, DestinationId};
-use crate::store::deliveries::{self, Ask, ClaimSql, Grant, LEASE, Room};
+use crate::store::deliveries::{self, Aside, Ask, ClaimSql, Grant, LEASE, Room};
 use crate::store::{self, ConnectOptions, Connection, StoreError, presence};
 
 /// Longest time in which a connection at rest must show that it lives, or be replaced: work waits for it.
 const REFRESH_LIMIT: Duration = Duration::from_secs(1);
+/// For how long a delivery that cannot be read waits at least.
+const SET_ASIDE_FOR: Duration = Duration::from_secs(60);
 /// Another process is taken for gone when it was not to be seen for so long: one that lives and whose
 /// connection has died makes another one sooner.
 const UNSEEN: Duration = Duration::from_secs(3);
+/// What came of a claim.
+pub(super) enum ClaimResult {
+    /// Leases, and why those who are ordered got nothing, if they did not.
+    Granted { grants: Vec<Grant>, ordered_failed: Option<StoreError> },
+    /// Something of what would have been taken cannot be; with fewer it may work.
+    Culprit(StoreError),
+    /// This delivery cannot be claimed, and was made to wait; the others were granted.
+    SetAside { delivery: DeliveryId, why: String, grants: Vec<Grant> },
+    /// Nothing can be claimed for this destination.
+    Refused(String),
+    /// It is about the database.
+    Failed(StoreError),
+}
+
 /// The connection that claims, and that shows other processes that this one lives.
 pub(super) struct ClaimConnection {
     options: ConnectOptions,
@@ -67,33 +83,72 @@ impl ClaimConnection {
         self.backoff.wait().await;
     }
 
-    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
-        // A connection in an unknown state is not used again.
-        let result = self.try_claim(asks, room).await;
-        if result.is_err() {
-            self.open = None;
+    pub(super) async fn claim(&mut self, asks: &[Ask], room: Room) -> ClaimResult {
+        let error = match self.try_claim(asks, room).await {
+            Ok((grants, ordered_failed)) => {
+                self.backoff.worked();
+                return ClaimResult::Granted { grants, ordered_failed };
+            }
+            Err(error) => error,
+        };
+        if error.is_about_what_was_asked() && self.claims_nothing(asks, room).await {
+            return match asks {
+                [ask] if ask.want == 1 && ask.since.is_none() => self.isolate(ask, room, error).await,
+                _ => ClaimResult::Culprit(error),
+            };
         }
-        // What is about some of the rows holds up nobody else.
-        if !result.as_ref().is_err_and(StoreError::is_about_what_was_asked) {
-            self.backoff.note(&result);
-        }
-        result
+        self.failed(error)
     }
 
-    /// Makes the delivery wait that a claim for one would take next of `destination`; which one.
-    pub(super) async fn set_aside(
+    /// It is nobody's fault in particular: the next statement waits a little.
+    fn failed(&mut self, error: StoreError) -> ClaimResult {
+        self.open = None;
+        self.backoff.failed();
+        ClaimResult::Failed(error)
+    }
+
+    /// Whether the same statement works where it takes nothing: then it is about what it would take.
+    async fn claims_nothing(&mut self, asks: &[Ask], room: Room) -> bool {
+        let nothing: Vec<Ask> = asks.iter().map(|ask| Ask { want: 0, fill: None, ..ask.clone() }).collect();
+        matches!(self.try_claim(&nothing, room).await, Ok((_, None)))
+    }
+
+    /// The claim for a single delivery has failed: it is made to wait.
+    async fn isolate(&mut self, ask: &Ask, room: Room, error: StoreError) -> ClaimResult {
+        // One with a due time and one without are looked for in one statement: is it the latter?
+        let undated = Ask { since: Some(DbTime(i64::MAX)), ..ask.clone() };
+        let (which, grants) = match ask.ordered {
+            Some(_) => (Aside::Head, Vec::new()),
+            None => match self.try_claim(&[undated], room).await {
+                Ok((grants, _)) => (Aside::Due, grants),
+                Err(error) if error.is_about_what_was_asked() => (Aside::Undated, Vec::new()),
+                Err(error) => return self.failed(error),
+            },
+        };
+        let why = error.to_string();
+        match self.set_aside(ask.destination, which, &why).await {
+            Ok(Some(delivery)) => ClaimResult::SetAside { delivery, why, grants },
+            Err(refused) if refused.is_lasting() => {
+                ClaimResult::Refused(format!("{why}; and it cannot be set aside: {refused}"))
+            }
+            // Somebody else has it by now, or the database went away.
+            Ok(None) => self.failed(error),
+            Err(other) => self.failed(other),
+        }
+    }
+
+    async fn set_aside(
         &mut self,
         destination: DestinationId,
-        is_ordered: bool,
-        delay: Duration,
-        message: &str,
+        which: Aside,
+        why: &str,
     ) -> Result<Option<DeliveryId>, StoreError> {
         let floor = match &self.since {
             Some(since) if since.alone => since.announced,
             _ => DbTime(i64::MIN),
         };
         let mut connection = store::connect(&self.options).await?;
-        deliveries::set_aside(&mut connection, destination, is_ordered, floor, delay, message).await
+        deliveries::set_aside(&mut connection, destination, which, floor, SET_ASIDE_FOR, why).await
     }
 
     /// Makes sure that the connection lives, if there has been one and that is possible at once.
@@ -115,7 +170,25 @@ impl ClaimConnection {
         self.open = refreshed.await.unwrap_or(None);
     }
 
-    async fn try_claim(&mut self, asks: &[Ask], room: Room) -> Result<Vec<Grant>, StoreError> {
+    /// The grants, and why those who are ordered got none, if they did not.
+    async fn try_claim(
+        &mut self,
+        asks: &[Ask],
+        room: Room,
+    ) -> Result<(Vec<Grant>, Option<StoreError>), StoreError> {
+        let result = self.claim_once(asks, room).await;
+        if !matches!(result, Ok((_, None))) {
+            // A connection in an unknown state is not used again.
+            self.open = None;
+        }
+        result
+    }
+
+    async fn claim_once(
+        &mut self,
+        asks: &[Ask],
+        room: Room,
+    ) -> Result<(Vec<Grant>, Option<StoreError>), StoreError> {
         let open = match &mut self.open {
             Some(open) => open,
             closed => closed.insert(open(&self.options, &mut self.since).await?),
@@ -130,18 +203,15 @@ impl ClaimConnection {
             asks.iter().cloned().partition(|ask| ask.ordered.is_some());
         // Two statements share the room by the number of their asks.
         let part = |some: &[Ask]| room.part(some.len(), asks.len());
-        let mut grants = Vec::new();
+        let (mut grants, mut failed) = (Vec::new(), None);
         if !plain.is_empty() {
             grants = sql.claim(connection, &plain, floor, part(&plain)).await?;
         }
         if !ordered.is_empty() {
             match sql.claim_ordered(connection, &ordered, floor, part(&ordered)).await {
                 Ok(more) => grants.extend(more),
-                // What was claimed before must not be lost with it; these look again at the next poll.
-                Err(error) if !grants.is_empty() => {
-                    log::error!("claiming for {} ordered destination(s) failed: {error}", ordered.len());
-                    self.open = None;
-                }
+                // What was claimed before must not be lost with it.
+                Err(error) if !plain.is_empty() => failed = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -152,7 +222,7 @@ impl ClaimConnection {
                 grant.next_due = Some(grant.next_due.map_or(again, |due| due.min(again)));
             }
         }
-        Ok(grants)
+        Ok((grants, failed))
     }
 }
 

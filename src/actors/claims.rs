@@ -83,13 +83,10 @@ impl Claims {
         self.after_results.push_back((results, claim));
     }
 
-    /// So many results are written now.
-    pub(super) fn written(&mut self, results: u64) {
-        while self.after_results.front().is_some_and(|(after, _)| *after <= results)
-            && let Some((_, claim)) = self.after_results.pop_front()
-        {
-            self.push(claim);
-        }
+    /// So many results are written now: the claims that waited for them.
+    pub(super) fn written(&mut self, results: u64) -> Vec<Claim> {
+        let ready = self.after_results.iter().take_while(|(after, _)| *after <= results).count();
+        self.after_results.drain(..ready).map(|(_, claim)| claim).collect()
     }
 
     /// Takes out everything.
@@ -122,8 +119,8 @@ impl Claims {
             && let Some((org, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
         {
             if claim.most_beside <= claims.len() {
-                // It comes with fewer, next time.
-                queue.waiting.push(org, claim);
+                // The next statement begins with it.
+                queue.waiting.put_back(org, claim);
                 break;
             }
             most = most.min(claim.most_beside);

@@ -10,13 +10,13 @@
 mod claiming;
 mod refused;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 pub use self::claiming::Refresh;
-pub use self::refused::CannotLoad;
+pub use self::refused::{CannotLoad, Withdraw};
 use super::Lifeline;
 use super::claim_connection::ClaimConnection;
 use super::claims::Claims;
@@ -25,7 +25,7 @@ use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
 use super::record_connection::RecordConnection;
 use super::tally::{self, Histogram, RESULTS};
-use super::work::{Item, Work};
+use super::work::Work;
 use crate::clock;
 use crate::config::Config;
 use crate::dispatch::{ClaimReply, RenewReply, Urgency};
@@ -83,6 +83,8 @@ pub struct Granted {
 pub struct Renew {
     /// Which.
     pub leases: Vec<(DeliveryId, DbTime)>,
+    /// A try has failed: they may have been renewed.
+    pub is_uncertain: bool,
     /// Gets the [`Renewed`].
     pub reply: Recipient<Renewed>,
 }
@@ -180,8 +182,8 @@ pub struct DbActor {
     last_recorded: usize,
     /// What cannot be done, each by itself.
     faults: Faults,
-    /// A timer runs after which some of it is tried again.
-    retries_faults: bool,
+    /// When some of it is tried again.
+    retries_faults_at: Option<Instant>,
     gathering: bool,
     flushes: Vec<oneshot::Sender<()>>,
     stats: DbSnapshot,
@@ -210,7 +212,7 @@ impl DbActor {
             work: Work::default(),
             last_recorded: 0,
             faults: Faults::default(),
-            retries_faults: false,
+            retries_faults_at: None,
             gathering: false,
             flushes: Vec::new(),
             stats: DbSnapshot::default(),
@@ -306,7 +308,7 @@ impl DbActor {
         self.work.put_back(left);
         self.stats.results_locked = self.work.locked.len();
         self.results_done = self.results_received - self.work.outcomes.len() as u64;
-        self.claims.written(self.results_done);
+        self.claims.written(self.results_done).into_iter().for_each(|claim| self.enqueue(claim));
     }
 }
 
@@ -374,7 +376,7 @@ impl Handler<Remember> for DbActor {
 
     fn handle(&mut self, Remember(destination, saved): Remember, ctx: &mut Self::Context) {
         // While one cannot be written, the next one waits in its place.
-        if let Err(Item::State(destination, saved)) = self.faults.replace(Item::State(destination, saved)) {
+        if !self.faults.replace_state(destination, saved) {
             self.work.states.insert(destination, saved);
         }
         self.record(ctx);
@@ -405,6 +407,8 @@ impl Handler<Flush> for DbActor {
     fn handle(&mut self, _: Flush, ctx: &mut Self::Context) -> Self::Result {
         let (done, flushed) = oneshot::channel();
         self.flushes.push(done);
+        // A last try for what was refused.
+        self.faults.all().into_iter().for_each(|item| self.work.add(item));
         self.record(ctx);
         // An error means that the actor is gone, and with it whatever could be waited for.
         Box::pin(async { flushed.await.unwrap_or(()) })

@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 
 use super::work::Item;
 use crate::model::{DeliveryId, DestinationId};
+use crate::policy::health::Saved;
 use crate::store::faults::{Fault, Kind, Subject};
 
 /// Wait after the first failure; doubles up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait: what was mended is done again within this.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Results that may wait like this; beyond, it is the database that is at fault.
-pub(super) const MOST_RESULTS: usize = 1_000;
+/// A destination with so many deliveries that cannot be read rests as a whole.
+const MOST_UNREADABLE: usize = 16;
+/// A destination with more results that cannot be written gets nothing more to send.
+const MOST_UNWRITTEN: usize = 16;
+/// What cannot be read was deleted, or is somebody else's by now, when it was not tried for so long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(2 * 3600);
 
 /// A fault, what waits because of it, and until when.
 struct Waiting {
@@ -30,7 +35,10 @@ impl Faults {
     /// Notes that `subject` has failed once more, and keeps `item` until it is tried again. Returns the
     /// fault, to be shown.
     pub(super) fn failed(&mut self, subject: Subject, item: Option<Item>, why: &str, now: Instant) -> Fault {
-        let before = self.0.remove(&subject).map(|waiting| waiting.fault);
+        self.0.retain(|_, waiting| waiting.item.is_some() || now < waiting.until + FORGOTTEN_AFTER);
+        let (before, kept) = self.0.remove(&subject).map_or((None, None), |w| (Some(w.fault), w.item));
+        // That it was accepted is a fact, whatever is said of it later.
+        let item = kept.filter(Item::is_success).or(item);
         if before.as_ref().is_none_or(|before| before.message != why) {
             log::error!("{}: {why}; tried again at growing intervals, the others go on", named(&subject));
         }
@@ -55,6 +63,45 @@ impl Faults {
         self.0.get(subject).map(|waiting| waiting.until).filter(|until| *until > now)
     }
 
+    /// Whether a destination gets nothing for now: it cannot be claimed for, or too many of its results cannot
+    /// be written.
+    pub(super) fn holds_back(&self, destination: DestinationId, now: Instant) -> bool {
+        let claims = Subject { kind: Kind::Claim, destination, delivery: None };
+        !self.0.is_empty()
+            && (self.rests_until(&claims, now).is_some()
+                || self.count(Kind::Result, destination, MOST_UNWRITTEN + 1) > MOST_UNWRITTEN)
+    }
+
+    /// What a delivery that cannot be read is told as: by itself, or, where there are many, as its destination.
+    pub(super) fn unreadable(&self, destination: DestinationId, delivery: DeliveryId) -> Subject {
+        let subject = Subject { kind: Kind::Claim, destination, delivery: Some(delivery) };
+        let many = self.count(Kind::Claim, destination, MOST_UNREADABLE) >= MOST_UNREADABLE;
+        Subject { delivery: if many && !self.is_known(&subject) { None } else { Some(delivery) }, ..subject }
+    }
+
+    /// How many faults of a kind a destination has, counted up to `most`.
+    fn count(&self, kind: Kind, destination: DestinationId, most: usize) -> usize {
+        let first = Subject { kind, destination, delivery: None };
+        let same = |subject: &Subject| subject.kind == kind && subject.destination == destination;
+        self.0.range(first..).take_while(|(subject, _)| same(subject)).take(most).count()
+    }
+
+    /// Forgets what was to be done about a destination whose row has changed or is gone: what is over.
+    pub(super) fn withdraw(&mut self, destination: DestinationId) -> Vec<Subject> {
+        let of = |kind| move |s: &&Subject| s.kind == kind && s.destination == destination;
+        let claims = self.0.keys().filter(of(Kind::Claim));
+        let over: Vec<Subject> = claims.chain(self.0.keys().filter(of(Kind::Disable))).copied().collect();
+        over.iter().for_each(|subject| {
+            self.0.remove(subject);
+        });
+        over
+    }
+
+    /// Takes out everything that is to be tried again, whenever that would be.
+    pub(super) fn all(&mut self) -> Vec<Item> {
+        self.0.values_mut().filter_map(|waiting| waiting.item.take()).collect()
+    }
+
     /// When the next item is to be tried again.
     pub(super) fn next(&self) -> Option<Instant> {
         self.0.values().filter(|waiting| waiting.item.is_some()).map(|waiting| waiting.until).min()
@@ -76,15 +123,11 @@ impl Faults {
         self.0.contains_key(subject)
     }
 
-    /// A newer state of a destination whose last one waits. Whether that is so.
-    pub(super) fn replace(&mut self, item: Item) -> Result<(), Item> {
-        match self.0.get_mut(&item.subject()) {
-            Some(waiting) if waiting.item.is_some() => {
-                waiting.item = Some(item);
-                Ok(())
-            }
-            _ => Err(item),
-        }
+    /// Takes a newer state in the place of one that waits. Whether one does.
+    pub(super) fn replace_state(&mut self, destination: DestinationId, saved: Saved) -> bool {
+        let item = Item::State(destination, saved);
+        let waiting = self.0.get_mut(&item.subject()).filter(|waiting| waiting.item.is_some());
+        waiting.map(|waiting| waiting.item = Some(item)).is_some()
     }
 
     /// Whether the result of a delivery waits to be written: it must not be sent once more.

@@ -12,9 +12,10 @@ use super::db::{Renew, Renewed};
 use super::work::{Item, Work};
 use crate::clock;
 use crate::dispatch::RenewReply;
-use crate::model::Outcome;
+use crate::model::{DestinationId, Outcome};
 use crate::store::deliveries::{self, LEASE, MAX_RECORD_ROWS, Renewals};
 use crate::store::destinations::{self, Disabled};
+use crate::store::faults::Fault;
 use crate::store::{self, ConnectOptions, Connection, StoreError, faults};
 
 /// Pause before rows that somebody has locked are tried again; what can be written waits no longer than this
@@ -22,8 +23,10 @@ use crate::store::{self, ConnectOptions, Connection, StoreError, faults};
 const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 /// It is told after so many tries: an application may lock a row for a moment.
 const LOCKED_TOLD_AFTER: u32 = 10;
-/// Where so many are refused and nothing is written, it is not they who are at fault.
-const MOST_REFUSED: usize = 16;
+/// Results of a destination that are tried singly in one go, where they are refused.
+const TRIED_SINGLY: usize = 4;
+/// Operational events that are tried singly: beyond, they are dropped together.
+const EVENTS_TRIED_SINGLY: usize = 8;
 
 /// See the module.
 pub(super) struct RecordConnection {
@@ -66,10 +69,11 @@ impl RecordConnection {
         let result = self.try_write(work).await;
         if result.is_err() {
             self.connection = None;
+            self.backoff.failed();
         } else {
             self.note_locked(!work.is_empty());
+            self.backoff.worked();
         }
-        self.backoff.note(&result);
         result
     }
 
@@ -113,27 +117,37 @@ async fn record_all(
     let mut all: Vec<Outcome> = work.outcomes.drain(..).collect();
     // One order for all writers, so that two of them cannot wait for each other.
     all.sort_unstable_by_key(|outcome| outcome.delivery);
-    let (mut parts, mut refused, mut written) = (vec![all], Vec::new(), 0);
+    let mut parts = vec![all];
+    let mut refused: HashMap<DestinationId, usize> = HashMap::new();
     while let Some(mut part) = parts.pop() {
-        let Err(error) = record(connection, avoiding, &mut part, work).await else {
-            written += 1;
-            continue;
-        };
-        let hopeless = written == 0 && refused.len() >= MOST_REFUSED;
-        if !error.is_lasting() || hopeless {
+        let Err(error) = record(connection, avoiding, &mut part, work).await else { continue };
+        let is_local = error.is_lasting()
+            // What it is about can only be told where the statement itself works.
+            && (!refused.is_empty() || deliveries::record(connection, &[]).await.is_ok());
+        if !is_local {
             work.outcomes.extend(part);
             work.outcomes.extend(parts.into_iter().flatten());
-            work.outcomes.extend(refused.into_iter().map(|(outcome, _)| outcome));
             return Err(error);
         }
         if part.len() > 1 {
             parts.push(part.split_off(part.len() / 2));
             parts.push(part);
-        } else {
-            refused.extend(part.pop().map(|outcome| (outcome, error)));
+            continue;
+        }
+        let Some(culprit) = part.pop() else { continue };
+        let (destination, why) = (culprit.destination, error.to_string());
+        work.refused.push((Item::Outcome(culprit), why.clone()));
+        let count = refused.entry(destination).or_default();
+        *count += 1;
+        if *count >= TRIED_SINGLY {
+            // The others of that destination are not worth a statement each: they are tried by and by.
+            for part in &mut parts {
+                let same = part.extract_if(.., |outcome| outcome.destination == destination);
+                work.refused.extend(same.map(|outcome| (Item::Outcome(outcome), why.clone())));
+            }
+            parts.retain(|part| !part.is_empty());
         }
     }
-    work.refused.extend(refused.into_iter().map(|(outcome, error)| (Item::Outcome(outcome), error)));
     Ok(())
 }
 
@@ -179,8 +193,9 @@ async fn save_all(connection: &mut Connection, work: &mut Work) -> Result<(), St
                 locked.append(&mut part);
             }
             Err(error) if error.is_lasting() && part.len() == 1 => {
-                let refused = part.into_iter().map(|(id, saved)| Item::State(id, saved));
-                work.refused.extend(refused.zip(Some(error)));
+                let why = error.to_string();
+                let refused = part.into_iter().map(|(id, saved)| (Item::State(id, saved), why.clone()));
+                work.refused.extend(refused);
             }
             Err(error) if error.is_lasting() => {
                 let middle = part.keys().nth(part.len() / 2).copied();
@@ -211,7 +226,7 @@ async fn disable_all(connection: &mut Connection, work: &mut Work) -> Result<(),
             }
             Err(error) if error.is_lasting() => {
                 let (destination, reason) = work.disabled.remove(at);
-                work.refused.push((Item::Disable(destination, reason), error));
+                work.refused.push((Item::Disable(destination, reason), error.to_string()));
                 continue;
             }
             Err(error) => return Err(error),
@@ -225,14 +240,21 @@ async fn disable_all(connection: &mut Connection, work: &mut Work) -> Result<(),
 async fn announce(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
     let events = std::mem::take(&mut work.events);
     let mut parts: Vec<&[_]> = if events.is_empty() { Vec::new() } else { vec![&events] };
+    let mut dropped = 0;
     while let Some(part) = parts.pop() {
         let Err(error) = destinations::announce(&mut *connection, part).await else { continue };
-        if !error.is_lasting() {
-            log::warn!("{} operational event(s) could not be written: {error}", events.len());
-            return Err(error);
-        }
         match part {
-            [one] => log::warn!("organization={} an operational event cannot be written: {error}", one.org),
+            _ if !error.is_lasting() => {
+                log::warn!("{} operational event(s) could not be written: {error}", events.len());
+                return Err(error);
+            }
+            [one] => {
+                log::warn!("organization={} an operational event cannot be written: {error}", one.org);
+                dropped += 1;
+            }
+            many if dropped >= EVENTS_TRIED_SINGLY => {
+                log::warn!("{} operational event(s) cannot be written: {error}", many.len());
+            }
             many => {
                 let (first, second) = many.split_at(many.len() / 2);
                 parts.extend([second, first]);
@@ -244,20 +266,27 @@ async fn announce(connection: &mut Connection, work: &mut Work) -> Result<(), St
 
 /// Shows faults to `check`. That this cannot be done holds up nothing.
 async fn show_faults(connection: &mut Connection, work: &mut Work) -> Result<(), StoreError> {
-    let (found, healed) = (std::mem::take(&mut work.faults), std::mem::take(&mut work.healed));
-    let mut shown = Ok(());
-    if !found.is_empty() {
-        shown = faults::note(connection, &found).await;
+    if work.faults.is_empty() && work.healed.is_empty() {
+        return Ok(());
     }
-    if shown.is_ok() && !healed.is_empty() {
-        shown = faults::forget(connection, &healed).await;
+    // Of each the last word counts.
+    let found: BTreeMap<_, _> = work.faults.drain(..).map(|fault| (fault.subject, fault)).collect();
+    let found: Vec<Fault> = found.into_values().collect();
+    let healed = std::mem::take(&mut work.healed);
+    let mut shown = faults::forget(connection, &healed).await;
+    if shown.is_ok() {
+        shown = faults::note(connection, &found).await;
     }
     match shown {
         Err(error) if error.is_lasting() => {
             log::debug!("faults cannot be shown to posthaste check: {error}");
             Ok(())
         }
-        shown => shown,
+        Err(error) => {
+            (work.faults, work.healed) = (found, healed);
+            Err(error)
+        }
+        Ok(()) => Ok(()),
     }
 }
 
@@ -270,6 +299,7 @@ async fn renew(connection: &mut Connection, asked: &mut Vec<Renew>) -> Result<()
     let mut locked = HashSet::new();
     let sent = clock::now();
     let mut parts: Vec<&[_]> = leases.chunks(MAX_RECORD_ROWS).rev().collect();
+    let mut result = Ok(());
     while let Some(part) = parts.pop() {
         match deliveries::renew(connection, part).await {
             Ok(Renewals { renewed: some, locked: others }) => {
@@ -282,16 +312,25 @@ async fn renew(connection: &mut Connection, asked: &mut Vec<Renew>) -> Result<()
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
             }
-            Err(error) => return Err(error),
+            Err(error) if renewed.is_empty() => {
+                asked.iter_mut().for_each(|renew| renew.is_uncertain = true);
+                return Err(error);
+            }
+            // What was renewed must be known to be. Of this part it is not known; the others were not tried.
+            Err(error) => {
+                locked.extend(parts.drain(..).flatten().map(|lease| lease.0));
+                result = Err(error);
+            }
         }
     }
-    for Renew { leases, reply } in asked.drain(..) {
+    for Renew { leases, is_uncertain, reply } in asked.drain(..) {
         let ids = || leases.iter().map(|(id, _)| *id);
         reply.do_send(Renewed(RenewReply {
             renewed: ids().filter_map(|id| Some((id, *renewed.get(&id)?))).collect(),
-            locked: ids().filter(|id| locked.contains(id)).collect(),
+            // One that may have been renewed before is not as it was.
+            locked: ids().filter(|id| locked.contains(id) && !is_uncertain).collect(),
             expires: Some(sent + LEASE),
         }));
     }
-    Ok(())
+    result
 }

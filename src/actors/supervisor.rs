@@ -16,7 +16,7 @@ use actix::prelude::*;
 use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
-use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims};
+use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims, Withdraw};
 use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
 use super::outage::Outage;
@@ -184,7 +184,7 @@ impl Supervisor {
             self.children.keys().filter(|id| !enabled.contains_key(id)).copied().collect();
         // Looked at again: it may have been enabled since this poll began.
         self.changed.extend(gone);
-        self.unusable.retain(|id| enabled.contains_key(&id));
+        self.forget_unusable(|id| enabled.contains_key(&id));
         for seen in seen {
             match self.children.get(&seen.destination) {
                 Some(child) if child.version == seen.version => {
@@ -287,6 +287,7 @@ impl Supervisor {
 
     fn spawn(&mut self, destination: Box<Destination>, saved: Saved, version: i64, now: DbTime) {
         let id = destination.id;
+        self.db.do_send(Withdraw(id));
         self.generation += 1;
         let generation = self.generation;
         let woken = Arc::new(AtomicBool::new(false));
@@ -305,15 +306,22 @@ impl Supervisor {
 
     /// Lets a destination that is disabled or deleted finish what is in flight and go.
     fn retire(&mut self, id: DestinationId) {
-        self.unusable.retain(|unusable| unusable != id);
+        self.forget_unusable(|unusable| unusable != id);
         if self.end(id) {
             log::info!("destination={id} is not enabled any more");
+        }
+    }
+
+    fn forget_unusable(&mut self, is_enabled: impl Fn(DestinationId) -> bool) {
+        for id in self.unusable.retain(is_enabled) {
+            self.db.do_send(CannotLoad(id, None));
         }
     }
 
     /// Whether the destination was running.
     fn end(&mut self, id: DestinationId) -> bool {
         self.respawn_delays.remove(&id);
+        self.db.do_send(Withdraw(id));
         self.children.remove(&id).inspect(|child| child.addr.do_send(Retire(None))).is_some()
     }
 

@@ -56,8 +56,10 @@ impl UnusableDestinations {
         }
     }
 
-    /// Forgets those that are not enabled any more.
-    pub(super) fn retain(&mut self, is_enabled: impl Fn(DestinationId) -> bool) {
-        self.0.retain(|id, _| is_enabled(*id));
+    /// Forgets those that are not enabled any more. Returns those whose rows could not be read.
+    pub(super) fn retain(&mut self, is_enabled: impl Fn(DestinationId) -> bool) -> Vec<DestinationId> {
+        let gone = self.0.extract_if(|id, _| !is_enabled(*id));
+        let unreadable = gone.filter(|(_, found)| matches!(found.why, Unusable::Unreadable(_)));
+        unreadable.map(|(id, _)| id).collect()
     }
 }

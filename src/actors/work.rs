@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::db::Renew;
-use crate::model::{DestinationId, Outcome};
+use crate::model::{Change, DestinationId, Outcome};
 use crate::policy::health::Saved;
-use crate::store::StoreError;
 use crate::store::destinations::OperationalEvent;
 use crate::store::faults::{Fault, Kind, Subject};
 
@@ -26,7 +25,7 @@ pub(super) struct Work {
     pub(super) faults: Vec<Fault>,
     pub(super) healed: Vec<Subject>,
     /// What was tried and cannot be written for a lasting reason.
-    pub(super) refused: Vec<(Item, StoreError)>,
+    pub(super) refused: Vec<(Item, String)>,
 }
 
 /// A single thing to be written.
@@ -38,6 +37,11 @@ pub(super) enum Item {
 }
 
 impl Item {
+    /// Whether it says that a delivery was accepted.
+    pub(super) fn is_success(&self) -> bool {
+        matches!(self, Item::Outcome(outcome) if outcome.change == Change::Delivered)
+    }
+
     /// What it is about.
     pub(super) fn subject(&self) -> Subject {
         let (kind, destination, delivery) = match self {

@@ -76,6 +76,8 @@ pub(super) struct Batcher<H> {
     renewing: bool,
     /// What is under renewal is to be given back when that is answered.
     give_up: bool,
+    /// Of an event, in bytes of JSON, as they came lately; zero before the first one.
+    usual_bytes: f64,
 }
 
 impl<H> Batcher<H> {
@@ -87,7 +89,15 @@ impl<H> Batcher<H> {
             quiet_until: None,
             renewing: false,
             give_up: false,
+            usual_bytes: 0.0,
         }
+    }
+
+    /// How many events of the usual size make a full batch.
+    pub(super) fn fitting(&self, rules: &Rules) -> usize {
+        let most = self.bisections.batch_limit(rules.batch.events);
+        let by_bytes = rules.batch.bytes as f64 / (self.usual_bytes + 1.0);
+        most.min(by_bytes as usize).max(1)
     }
 
     /// Appends a delivery.
@@ -95,6 +105,8 @@ impl<H> Batcher<H> {
         if self.queue.is_empty() {
             self.front_since = now;
         }
+        let news = if self.usual_bytes > 0.0 { 0.1 } else { 1.0 };
+        self.usual_bytes += news * (leased.bytes as f64 - self.usual_bytes);
         self.note_lease(renew_at(&leased, rules.timeout).unwrap_or(now));
         self.queue.push_back(leased);
     }

@@ -143,10 +143,12 @@ impl<H> Bisections<H> {
 
     /// Takes out everything that waits, to be given back. It will not come again in larger batches.
     pub(super) fn give_up(&mut self) -> Vec<Leased<H>> {
-        if let Some(largest) = self.parts.iter().map(|part| part.leased.len()).max() {
-            self.lower_cap(largest, self.len());
+        let largest = self.parts.iter().map(|part| part.leased.len()).max();
+        let taken = self.take(|_| true);
+        if let Some(largest) = largest {
+            self.lower_cap(largest, taken.len());
         }
-        self.take(|_| true)
+        taken
     }
 
     /// No batch is larger than `to` until so many deliveries have had their turn, and some were accepted.

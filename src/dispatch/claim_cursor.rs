@@ -99,8 +99,8 @@ impl ClaimCursor {
     /// will reach.
     pub(super) fn given_back(&mut self) {
         self.begin_again = Duration::ZERO;
-        self.hungry = true;
         self.behind = true;
+        self.hint();
     }
 
     /// The order has changed: what a claim under way brings is to be given back.
@@ -157,9 +157,9 @@ impl ClaimCursor {
     /// The answer.
     pub(super) fn answered(&mut self, look: Look, now: Instant) {
         self.claiming = false;
-        self.hungry = look.more || self.hinted;
         self.more = look.more;
         self.behind |= look.behind;
+        self.hungry = look.more || self.hinted;
         self.reached = look.reached.or(self.reached).filter(|_| look.more && !look.behind);
         if look.brought {
             // Not refused: there is no lease of anybody else.
@@ -245,6 +245,12 @@ mod tests {
         assert_eq!((claim.since, claim.after_results, claim.urgency), (None, true, Urgency::Backlog));
         answer(&mut cursor, false, now);
         assert_eq!(cursor.is_wanted(false, now), Ok(false));
+        // During a claim that leaves nothing, as well.
+        cursor.hint();
+        cursor.claim(10, false, None, now);
+        cursor.given_back();
+        answer(&mut cursor, false, now);
+        assert_eq!(cursor.is_wanted(false, now), Ok(true));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(super) const DUE_SLACK: Duration = Duration::from_millis(5);
 /// After trouble of our own (no descriptors left, a task that panicked) the destination rests for this long.
 pub(super) const OWN_TROUBLE_REST: Duration = Duration::from_secs(1);
 
+/// Where the rate limit lets nothing through for longer than this, nothing is held ready meanwhile.
+const LONG_REST: Duration = Duration::from_secs(10);
+
 /// A request in flight.
 pub(super) struct InFlight<H> {
     pub(super) batch: Batch<H>,
@@ -246,6 +249,12 @@ impl<H> Machine<H> {
         self.batcher.bisections.resume();
         if let Some(moment) = self.rate.refused_until(at.now) {
             self.timers.go_on_at(moment);
+            if self.rests_long(at) {
+                // What waits for that long need not be renewed again and again, nor stay in memory.
+                let unsent = self.batcher.take_queue();
+                self.give_back(unsent);
+                self.timers.look_at(moment);
+            }
             return None;
         }
         let next = self.batcher.next(&self.rules, self.is_filling(at), at.now);
@@ -267,6 +276,11 @@ impl<H> Machine<H> {
         Some((next, probe))
     }
 
+    /// Whether the rate limit lets nothing through for a while.
+    fn rests_long(&self, at: Moment) -> bool {
+        self.rate.refused_until(at.now).is_some_and(|until| until > at.now + LONG_REST)
+    }
+
     /// Nothing may be sent before `until`: others should not wait for what is leased here.
     fn interrupt(&mut self, until: Instant, at: Moment) {
         let unsent = match self.batcher.bisections.interrupt(until, at.now) {
@@ -286,7 +300,7 @@ impl<H> Machine<H> {
 
     /// Claims if there may be work and little is ready.
     fn claim_more(&mut self, at: Moment) {
-        let (wait, events) = (self.rules.batch.wait, self.batch_limit());
+        let (wait, events) = (self.rules.batch.wait, self.batcher.fitting(&self.rules));
         // A batch that was begun is completed, if there is enough for it; others wait to fill.
         let begun = self.batcher.len() % events;
         let completes = begun > 0 && self.cursor.knows_more();
@@ -317,7 +331,7 @@ impl<H> Machine<H> {
         let in_flight = self.in_flight.len() as u32;
         let batch = self.batch_limit() as f64;
         let ready = self.batcher.len();
-        if self.rest_until.is_some_and(|until| until > at.now) {
+        if self.rest_until.is_some_and(|until| until > at.now) || self.rests_long(at) {
             return 0;
         }
         let most_in_flight = self.rules.max_in_flight;
@@ -395,6 +409,8 @@ impl<H> Machine<H> {
             self.give_back(all);
         }
         self.rules = rules;
+        // Another timeout leaves other times to renew leases.
+        self.batcher.note_part(at.now);
         if saved == Saved::default() && self.saved != saved {
             self.health = Health::new(self.rules.limits, saved);
             self.saved = saved;

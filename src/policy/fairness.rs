@@ -104,6 +104,15 @@ impl<T> FairQueue<T> {
         queue.push_back(item);
     }
 
+    /// Puts an item back that was taken last: it comes first again.
+    pub fn put_back(&mut self, org: OrgId, item: T) {
+        if let Some(turn) = self.turns.iter().position(|other| *other == org) {
+            self.turns.remove(turn);
+        }
+        self.turns.push_front(org);
+        self.waiting.entry(org).or_default().push_front(item);
+    }
+
     /// Takes the next item of the next organization for which `may` holds, and says which that is;
     /// organizations passed over keep their turn.
     pub fn pop(&mut self, may: impl Fn(OrgId) -> bool) -> Option<(OrgId, T)> {
@@ -176,6 +185,10 @@ mod tests {
         let not_3 = |o| o != org(3);
         let order: Vec<_> = std::iter::from_fn(|| queue.pop(not_3)).collect();
         assert_eq!(order, [(1, 0), (2, 0), (1, 1), (1, 2)].map(|item: (u128, i32)| (org(item.0), item)));
+        queue.push(org(1), (1, 3));
+        let (of, item) = queue.pop(not_3).unwrap();
+        queue.put_back(of, item);
+        assert_eq!(queue.pop(|_| true), Some((org(1), (1, 3))), "what was put back comes first");
         assert_eq!(queue.pop(|_| true), Some((org(3), (3, 0))));
         assert_eq!(queue.pop(|_| true), None);
     }

@@ -126,6 +126,7 @@ pub async fn load_all(db: impl PgExecutor<'_>, keys: &KeyRing) -> Result<Vec<Loa
 pub async fn load(pool: &PgPool, ids: &[DestinationId], keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
     let mut loaded = Vec::with_capacity(ids.len());
     let mut parts = vec![ids];
+    let mut is_local = false;
     while let Some(part) = parts.pop() {
         let query = sqlx::query(LOAD).bind(part.iter().map(|id| id.0).collect::<Vec<Uuid>>());
         match in_time(query.fetch_all(pool)).await {
@@ -133,6 +134,15 @@ pub async fn load(pool: &PgPool, ids: &[DestinationId], keys: &KeyRing) -> Resul
                 for row in &rows {
                     loaded.push(read_loaded(row, keys)?);
                 }
+            }
+            // What it is about can only be told where the statement itself works.
+            Err(error) if error.is_lasting() && !is_local => {
+                let nothing = sqlx::query(LOAD).bind(Vec::<Uuid>::new());
+                if in_time(nothing.fetch_all(pool)).await.is_err() {
+                    return Err(error);
+                }
+                is_local = true;
+                parts.push(part);
             }
             Err(error) if error.is_lasting() => match part {
                 [id] => loaded.push(Loaded {

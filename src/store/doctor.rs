@@ -381,7 +381,10 @@ async fn filters(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
 
 const FAULTS: &str = "SELECT f.kind, f.destination_id::text, f.delivery_id::text, left(f.message, 500),
         f.destination_id <> f.delivery_id, f.tries, to_char(f.since, 'YYYY-MM-DD HH24:MI:SS')
-    FROM public.posthaste_faults f ORDER BY f.since LIMIT 100";
+    FROM public.posthaste_faults f
+    -- each is seen at least once an hour, while its process lives
+    WHERE f.last_seen_at > timezone('UTC', clock_timestamp()) - interval '2 hours'
+    ORDER BY f.since LIMIT 100";
 
 /// What a running dispatcher cannot do.
 async fn faults(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {

@@ -114,10 +114,13 @@ fn rows_and_events(
         wrong.push(format!("{lost} events have no delivery"));
     }
     wrong.extend(have.difference(owed).map(|event| format!("{event} has a delivery and should have none")));
+    // What was first told to wait, and then met an outage, may die of it: others got through in between.
+    let paused_away = member.manner == Manner::Pausing && !member.ledger.lock().unwrap().outages.is_empty();
     for row in rows {
         let bad = written.bad.contains(&row.event);
-        let may_die = !matches!(member.manner, Manner::Healthy | Manner::Slow | Manner::Pausing)
-            && (member.manner != Manner::Picky || bad);
+        let may_die = paused_away
+            || !matches!(member.manner, Manner::Healthy | Manner::Slow | Manner::Pausing)
+                && (member.manner != Manner::Picky || bad);
         let may_live = member.manner != Manner::Picky || !bad;
         match row.status.as_str() {
             "delivered" if may_live => {}

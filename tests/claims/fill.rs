@@ -61,7 +61,8 @@ async fn a_batch_is_taken_when_it_is_full_or_has_waited() {
     let mut claims = Claims::new().await;
     let young = |rows: usize| vec![Some(1); rows];
     // Rows, wanted, events of a batch: taken, and in how many seconds to come back.
-    let table: [(Vec<Option<i32>>, u32, u32, usize, Option<u64>); 8] = [
+    type Line = (Vec<Option<i32>>, u32, u32, usize, Option<u64>);
+    let table: [Line; 8] = [
         (young(4), 10, 5, 0, Some(59)),
         (young(5), 10, 5, 5, None),
         (young(9), 10, 5, 5, None),

@@ -256,11 +256,18 @@ impl Database {
         }
     }
 
-    pub fn renew(&mut self, leases: &[(DeliveryId, DbTime)], now: Time) -> RenewReply {
+    pub fn renew(
+        &mut self,
+        leases: &[(DeliveryId, DbTime)],
+        mut somebody_has_locked: impl FnMut(DeliveryId) -> bool,
+        now: Time,
+    ) -> RenewReply {
         let mut reply = RenewReply::default();
         for (id, claimed) in leases {
             let row = &mut self.rows[index(*id)];
-            if row.status == Status::Open && row.last == Some(claimed.0) && row.is_leased(now) {
+            if somebody_has_locked(*id) {
+                reply.locked.push(*id);
+            } else if row.status == Status::Open && row.last == Some(claimed.0) && row.is_leased(now) {
                 let at = now.max(claimed.0);
                 row.last = Some(at);
                 reply.renewed.push((*id, time(at)));

@@ -32,6 +32,8 @@ pub struct Scenario {
     /// Part of the statements whose answers are lost.
     pub answers_lost: f64,
     pub hints_lost: f64,
+    /// Part of the rows that somebody has locked when their leases are renewed.
+    pub rows_locked: f64,
     /// When the database is away.
     pub outages: Vec<(Time, Time)>,
     /// Which process is killed, and when it is back.
@@ -88,9 +90,10 @@ impl Scenario {
         if chance(rng, 0.2) {
             for _ in 0..rng.usize(1..4) {
                 let of = rng.usize(..count);
-                // Its receiver may be slower than another timeout.
-                let timeout = destinations[of].0.timeout;
-                let changed = Rules { timeout, ..rules(rng, of) };
+                // Its receiver may be slower than a shorter timeout.
+                let changed = rules(rng, of);
+                let timeout = changed.timeout.max(destinations[of].0.timeout);
+                let changed = Rules { timeout, ..changed };
                 changes.push((rng.i64(0..calm), of, changed));
             }
         }
@@ -102,6 +105,7 @@ impl Scenario {
             database_takes: pick(rng, &[(MILLI, 3 * MILLI), (MILLI, 20 * MILLI), (5 * MILLI, 3 * SECOND)]),
             answers_lost: pick(rng, &[0.0, 0.0, 0.01, 0.1]),
             hints_lost: pick(rng, &[0.0, 0.0, 0.5, 1.0]),
+            rows_locked: if calm > 5 * MINUTE { pick(rng, &[0.0, 0.0, 0.3]) } else { 0.0 },
             outages,
             crashes,
             changes,

@@ -1,6 +1,7 @@
 //! What must hold, whatever happens.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use posthaste::dispatch::{Effect, MAX_LONE_REFUSALS, Machine, Rules};
 use posthaste::model::{Answer, Attempt, Change, Delivery, Outcome};
@@ -168,7 +169,9 @@ impl Holds {
 
     fn in_order(&self, who: Who, rows: &[usize], db: &Database, now: Time) -> Verdict {
         let flying = |(n, seen): (usize, &Seen)| {
-            let other = db.rows[n].destination == who.of && seen.flies.is_some();
+            // What was delivered, and is sent again as that was told late, is behind nothing any more.
+            let row = &db.rows[n];
+            let other = row.destination == who.of && row.status == Status::Open && seen.flies.is_some();
             (other && !rows.contains(&n)).then_some(n)
         };
         if let Some(other) = self.rows.iter().enumerate().find_map(flying) {
@@ -235,10 +238,10 @@ impl Holds {
     }
 
     /// A machine has decided something.
-    pub fn decided(&mut self, who: Who, effect: &Effect, now: Time) -> Verdict {
+    pub fn decided(&mut self, who: Who, effect: &Effect, rules: &Rules, db: &Database, now: Time) -> Verdict {
         match effect {
             Effect::Record(outcomes) => {
-                outcomes.iter().try_for_each(|outcome| self.result(who, outcome, now))
+                outcomes.iter().try_for_each(|outcome| self.result(who, outcome, rules, db, now))
             }
             Effect::Claim(_) => {
                 self.doing.entry(who).or_default().minute.claims += 1;
@@ -248,7 +251,7 @@ impl Holds {
         }
     }
 
-    fn result(&mut self, who: Who, outcome: &Outcome, now: Time) -> Verdict {
+    fn result(&mut self, who: Who, outcome: &Outcome, rules: &Rules, db: &Database, now: Time) -> Verdict {
         let n = index(outcome.delivery);
         match outcome.change {
             Change::Delivered => {
@@ -258,11 +261,34 @@ impl Holds {
                 }
                 self.rows[n].settled = Some(who.process);
             }
-            Change::Failed { .. } => self.charged(who, n, now, false)?,
-            Change::Dead { charged: true } => self.charged(who, n, now, true)?,
-            Change::Dead { charged: false } => self.rows[n].settled = Some(who.process),
+            Change::Failed { delay } => {
+                self.charged(who, n, now, false)?;
+                retries(n, outcome, rules, delay)?;
+            }
+            Change::Dead { charged: true } => {
+                self.charged(who, n, now, true)?;
+                let status = outcome.response_status.unwrap_or(0);
+                let before = outcome.failed.map_or(0, |failed| failed.number - 1);
+                if before < rules.retry.max && status != 410 {
+                    return Err(format!(
+                        "{n} died of {status} after {before} retries of {}",
+                        rules.retry.max
+                    ));
+                }
+            }
+            Change::Dead { charged: false } => {
+                let age = now - db.rows[n].created;
+                if rules.max_age.is_none_or(|most| age <= most.as_micros() as Time) {
+                    return Err(format!("{n} died unsent after {} s", age / SECOND));
+                }
+                self.rows[n].settled = Some(who.process);
+            }
             Change::GivenBack => self.doing.entry(who).or_default().minute.given_back += 1,
-            Change::Postponed { .. } => {}
+            Change::Postponed { .. } => {
+                if matches!(outcome.response_status, Some(200 | 400 | 405 | 409 | 413 | 422 | 410)) {
+                    return Err(format!("{n} was postponed after {:?}", outcome.response_status));
+                }
+            }
         }
         let seen = &mut self.rows[n];
         seen.bisected = None;
@@ -378,6 +404,18 @@ impl Holds {
         let period = rules.rate_per_second.map_or(0, |rate| (SECOND as f64 / rate) as Time);
         let statements = 8 * scenario.database_takes.1 + 4 * scenario.lost_time();
         wait + wait / 8 + period + receiver.slowest + statements + 2 * POLL
+    }
+}
+
+/// A retry comes when the policy says.
+fn retries(n: usize, outcome: &Outcome, rules: &Rules, delay: Duration) -> Verdict {
+    let nth = outcome.failed.map_or(0, |failed| failed.number);
+    let doubled = rules.retry.backoff.as_secs_f64() * 2f64.powi(nth.saturating_sub(1) as i32);
+    let most = rules.max_retry_delay.as_secs_f64();
+    let fits = (doubled * 0.79).min(most)..=(doubled * 1.21).min(most);
+    match nth <= rules.retry.max && fits.contains(&delay.as_secs_f64()) {
+        true => Ok(()),
+        false => Err(format!("{n}: retry {nth} of {:?} waits for {delay:?}", rules.retry)),
     }
 }
 

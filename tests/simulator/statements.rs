@@ -91,20 +91,30 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn renew(&mut self, who: Who, leases: Vec<(DeliveryId, DbTime)>, asked: Time) -> Verdict {
+    pub(super) fn renew(
+        &mut self,
+        who: Who,
+        leases: Vec<(DeliveryId, DbTime)>,
+        asked: Time,
+        is_uncertain: bool,
+    ) -> Verdict {
         if self.running(who).is_none() {
             return Ok(());
         }
         if let Some(back) = self.away_until() {
             let at = back + self.rng.i64(0..2 * SECOND);
-            self.plan(at, Happens::Renew { who, leases, asked: at });
+            self.plan(at, Happens::Renew { who, leases, asked: at, is_uncertain });
             return Ok(());
         }
-        let mut reply = self.db.renew(&leases, self.now);
+        let (rng, locked) = (&mut self.rng, self.scenario.rows_locked);
+        let mut reply = self.db.renew(&leases, |_| rng.f64() < locked, self.now);
+        if is_uncertain {
+            reply.locked.clear();
+        }
         reply.expires = Some(self.base + Duration::from_micros(asked as u64) + LEASE);
         if self.rng.f64() < self.scenario.answers_lost {
             let at = self.now + 4 * SECOND;
-            self.plan(at, Happens::Renew { who, leases, asked: at });
+            self.plan(at, Happens::Renew { who, leases, asked: at, is_uncertain: true });
             return Ok(());
         }
         let at = self.after((0, self.scenario.database_takes.1));

@@ -30,7 +30,7 @@ pub(super) enum Happens {
     Alarm { who: Who, nth: u64 },
     Claim { who: Who, claim: Claim },
     Claimed { who: Who, reply: ClaimReply<()> },
-    Renew { who: Who, leases: Vec<(DeliveryId, DbTime)>, asked: Time },
+    Renew { who: Who, leases: Vec<(DeliveryId, DbTime)>, asked: Time, is_uncertain: bool },
     Renewed { who: Who, reply: RenewReply },
     Record { process: usize, life: u64 },
     Remember { of: usize, saved: Saved },
@@ -234,7 +234,9 @@ impl World {
             },
             Happens::Claim { who, claim } => self.claim(who, claim),
             Happens::Claimed { who, reply } => self.claimed(who, reply),
-            Happens::Renew { who, leases, asked } => self.renew(who, leases, asked),
+            Happens::Renew { who, leases, asked, is_uncertain } => {
+                self.renew(who, leases, asked, is_uncertain)
+            }
             Happens::Renewed { who, reply } => self.handle(who, Event::Renewed(reply)),
             Happens::Record { process, life } => self.record(process, life),
             Happens::Remember { of, saved } => {
@@ -358,7 +360,8 @@ impl World {
 
     /// Returns whether a slot was there at once.
     fn perform(&mut self, who: Who, effect: Effect) -> Verdict<bool> {
-        self.holds.decided(who, &effect, self.now)?;
+        let rules = &self.scenario.destinations[who.of].0;
+        self.holds.decided(who, &effect, rules, &self.db, self.now)?;
         match effect {
             Effect::AcquireSlot => {
                 let process = &mut self.processes[who.process];
@@ -382,7 +385,7 @@ impl World {
             }
             Effect::Renew(leases) => {
                 let at = self.after(self.scenario.database_takes);
-                self.plan(at, Happens::Renew { who, leases, asked: self.now });
+                self.plan(at, Happens::Renew { who, leases, asked: self.now, is_uncertain: false });
             }
             Effect::Record(outcomes) => {
                 let process = &mut self.processes[who.process];

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 
 use super::{Claim, DbActor, Granted, MAX_RESULTS_WAITING};
-use crate::actors::claim_connection::ClaimConnection;
+use crate::actors::claim_connection::{ClaimConnection, ClaimResult};
 use crate::actors::claims::Group;
-use crate::actors::faults::MOST_RESULTS;
 use crate::actors::limit::Held;
 use crate::clock;
 use crate::dispatch::{ClaimReply, Leased, Urgency};
-use crate::model::{DbTime, DeliveryId, DestinationId, Outcome};
+use crate::model::{DbTime, DestinationId, Outcome};
 use crate::policy::courtesy::{Courtesy, FEW_ROWS, SMALL};
 use crate::store::StoreError;
 use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
@@ -23,9 +22,6 @@ use crate::store::faults::{Kind, Subject};
 const ENOUGH_RESULTS_WAITING: usize = 8 * MAX_RECORD_ROWS;
 /// After the second connection failed, everything is claimed on the first one for so long.
 const SECOND_CONNECTION_REST: Duration = Duration::from_secs(5);
-
-/// For how long a delivery that cannot be read waits at least.
-const SET_ASIDE_FOR: Duration = Duration::from_secs(60);
 
 /// Until a process that others cannot see tries to show itself again: well before they take it for gone.
 const SHOW_AGAIN: Duration = Duration::from_secs(1);
@@ -85,9 +81,6 @@ impl DbActor {
         if self.record_outage.cause().is_some() || waiting > MAX_RESULTS_WAITING {
             return;
         }
-        if self.stats.faults[Kind::Result as usize] > MOST_RESULTS {
-            return;
-        }
         self.claim_in(Urgency::New, ctx);
         // Otherwise it comes back here when results are written.
         let is_its_turn = self.recording.is_some() || !self.holds_back();
@@ -130,23 +123,12 @@ impl DbActor {
             let asks: Vec<Ask> = claims.iter().map(|claim| claim.ask.clone()).collect();
             connection.rest().await;
             let sent = clock::now();
-            let grants = connection.claim(&asks, room).await;
-            let aside = match (&grants, &asks[..]) {
-                (Err(error), [ask]) if ask.want == 1 && error.is_about_what_was_asked() => {
-                    let (id, is_ordered, why) = (ask.destination, ask.ordered.is_some(), error.to_string());
-                    Some(connection.set_aside(id, is_ordered, SET_ASIDE_FOR, &why).await)
-                }
-                _ => None,
-            };
-            (connection, claims, sent, grants, aside)
+            let result = connection.claim(&asks, room).await;
+            (connection, claims, sent, result)
         };
-        ctx.spawn(work.into_actor(self).map(move |(connection, claims, sent, grants, aside), this, ctx| {
+        ctx.spawn(work.into_actor(self).map(move |(connection, claims, sent, result), this, ctx| {
             this.claiming -= 1;
-            match (grants, aside) {
-                (Ok(grants), _) => this.grant(urgency, claims, sent, grants),
-                (Err(error), Some(aside)) => this.set_aside(claims, &error, aside),
-                (Err(error), None) => this.claim_failed(urgency, claims, &error),
-            }
+            this.claimed(urgency, claims, sent, result);
             this.put_back(urgency, connection, ctx);
             this.record(ctx);
             this.claim(ctx);
@@ -183,6 +165,55 @@ impl DbActor {
         self.claiming_connections[Urgency::New as usize] = Some(connection);
     }
 
+    fn claimed(&mut self, urgency: Urgency, claims: Vec<Claim>, sent: Instant, result: ClaimResult) {
+        match result {
+            ClaimResult::Granted { grants, ordered_failed: None } => {
+                self.grant(urgency, claims, sent, grants);
+            }
+            ClaimResult::Granted { grants, ordered_failed: Some(error) } => {
+                let (ordered, plain) = claims.into_iter().partition(|claim| claim.ask.ordered.is_some());
+                self.grant(urgency, plain, sent, grants);
+                self.halve(ordered);
+                log::debug!("claiming for ordered destinations failed: {error}");
+            }
+            ClaimResult::Culprit(error) => {
+                if error.is_about_size() {
+                    self.claims.was_too_much(urgency);
+                }
+                self.halve(claims);
+            }
+            ClaimResult::SetAside { delivery, why, grants } => {
+                for claim in &claims {
+                    let subject = self.faults.unreadable(claim.ask.destination, delivery);
+                    self.cannot_claim(subject, &why);
+                }
+                self.grant(urgency, claims, sent, grants);
+            }
+            ClaimResult::Refused(why) => {
+                for claim in claims {
+                    let of = claim.ask.destination;
+                    self.cannot_claim(Subject { kind: Kind::Claim, destination: of, delivery: None }, &why);
+                    // It looks again at the next poll; until then it holds up nobody.
+                    claim.reply.do_send(Granted::nothing());
+                }
+            }
+            ClaimResult::Failed(error) => self.claim_failed(urgency, claims, &error),
+        }
+    }
+
+    /// Tries claims again with fewer others, and in the end with fewer deliveries, until the culprit stands
+    /// alone.
+    fn halve(&mut self, claims: Vec<Claim>) {
+        let most_beside = (claims.len() / 2).max(1);
+        for mut claim in claims {
+            if most_beside == 1 {
+                claim.ask.want = (claim.ask.want / 2).max(1);
+                claim.ask.since = None;
+            }
+            self.enqueue(Claim { most_beside, ..claim });
+        }
+    }
+
     fn grant(&mut self, urgency: Urgency, claims: Vec<Claim>, sent: Instant, grants: Vec<Grant>) {
         if self.claim_outage.ends() {
             log::info!("deliveries are claimed again");
@@ -200,7 +231,8 @@ impl DbActor {
             let mut grant = granted.unwrap_or_else(|| Grant::none(destination));
             self.note_readable(destination, &grant);
             for (delivery, why) in std::mem::take(&mut grant.unreadable) {
-                self.cannot_claim(destination, Some(delivery), &why);
+                let subject = self.faults.unreadable(destination, delivery);
+                self.cannot_claim(subject, &why);
             }
             self.leave_out_unrecorded(&claim, &mut grant);
             self.stats.claimed += grant.deliveries.len() as u64;
@@ -250,8 +282,7 @@ impl DbActor {
     }
 
     pub(super) fn enqueue(&mut self, claim: Claim) {
-        let of = Subject { kind: Kind::Claim, destination: claim.ask.destination, delivery: None };
-        if self.faults.rests_until(&of, clock::now()).is_some() {
+        if self.faults.holds_back(claim.ask.destination, clock::now()) {
             return claim.reply.do_send(Granted::nothing());
         }
         if self.claims_stopped {
@@ -281,38 +312,7 @@ impl DbActor {
         }
     }
 
-    /// The claim of a single delivery has failed for a lasting reason, and that delivery was made to wait.
-    fn set_aside(
-        &mut self,
-        claims: Vec<Claim>,
-        error: &StoreError,
-        aside: Result<Option<DeliveryId>, StoreError>,
-    ) {
-        let why = error.to_string();
-        for claim in claims {
-            let destination = claim.ask.destination;
-            match &aside {
-                Ok(None) => self.enqueue(claim),
-                Ok(delivery @ Some(_)) => {
-                    self.cannot_claim(destination, *delivery, &why);
-                    self.enqueue(claim);
-                }
-                Err(refused) if refused.is_lasting() => {
-                    self.cannot_claim(
-                        destination,
-                        None,
-                        &format!("{why}; and it cannot be set aside: {refused}"),
-                    );
-                    // It looks again at the next poll; until then it holds up nobody.
-                    claim.reply.do_send(Granted::nothing());
-                }
-                Err(_) => self.enqueue(claim),
-            }
-        }
-    }
-
-    fn cannot_claim(&mut self, destination: DestinationId, delivery: Option<DeliveryId>, why: &str) {
-        let subject = Subject { kind: Kind::Claim, destination, delivery };
+    fn cannot_claim(&mut self, subject: Subject, why: &str) {
         let fault = self.faults.failed(subject, None, why, clock::now());
         self.work.faults.push(fault);
         self.stats.faults = self.faults.counts();
@@ -331,20 +331,6 @@ impl DbActor {
 
     /// Nobody is told: they keep waiting, and the first connection waits a little before it tries again.
     fn claim_failed(&mut self, urgency: Urgency, claims: Vec<Claim>, error: &StoreError) {
-        if error.is_about_size() {
-            self.claims.was_too_much(urgency);
-        }
-        if error.is_about_what_was_asked() {
-            // Halves, until the culprit stands alone.
-            let most_beside = (claims.len() / 2).max(1);
-            for mut claim in claims {
-                if most_beside == 1 {
-                    claim.ask.want = (claim.ask.want / 2).max(1);
-                }
-                self.enqueue(Claim { most_beside, ..claim });
-            }
-            return;
-        }
         if urgency == Urgency::New {
             log::debug!("the second connection that claims failed, the first one takes over: {error}");
         } else if self.claim_outage.is_news(error, clock::now()) {

@@ -6,7 +6,6 @@ use super::DbActor;
 use crate::actors::work::{Item, Work};
 use crate::clock;
 use crate::model::DestinationId;
-use crate::store::StoreError;
 use crate::store::faults::{Kind, Subject};
 
 /// From the supervisor: this destination cannot be read, for this reason; or it can again.
@@ -28,6 +27,25 @@ impl Handler<CannotLoad> for DbActor {
         }
         self.stats.faults = self.faults.counts();
         self.record(ctx);
+    }
+}
+
+/// From the supervisor: a new life of this destination begins, or its last one has ended. What was to be done
+/// about its row as it was is not done any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Withdraw(pub DestinationId);
+
+impl Handler<Withdraw> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, Withdraw(destination): Withdraw, ctx: &mut Self::Context) {
+        self.work.disabled.retain(|(id, _)| *id != destination);
+        if !self.faults.is_empty() {
+            self.work.healed.extend(self.faults.withdraw(destination));
+            self.stats.faults = self.faults.counts();
+            self.record(ctx);
+        }
     }
 }
 
@@ -57,7 +75,7 @@ impl DbActor {
         ctx: &mut Context<Self>,
     ) {
         let now = clock::now();
-        let refused: Vec<(Item, StoreError)> = std::mem::take(&mut work.refused);
+        let refused: Vec<(Item, String)> = std::mem::take(&mut work.refused);
         for subject in tried_again.into_iter().filter(|_| done) {
             let is_refused = refused.iter().any(|(item, _)| item.subject() == subject);
             let is_left = work.locked.iter().any(|outcome| Some(outcome.delivery) == subject.delivery)
@@ -67,8 +85,8 @@ impl DbActor {
                 self.heal(&subject);
             }
         }
-        for (item, error) in refused {
-            let fault = self.faults.failed(item.subject(), Some(item), &error.to_string(), now);
+        for (item, why) in refused {
+            let fault = self.faults.failed(item.subject(), Some(item), &why, now);
             self.work.faults.push(fault);
         }
         self.stats.faults = self.faults.counts();
@@ -86,13 +104,17 @@ impl DbActor {
     /// Tries what was refused again when its time comes.
     fn retry_faults(&mut self, ctx: &mut Context<Self>) {
         let Some(next) = self.faults.next() else { return };
-        if !std::mem::replace(&mut self.retries_faults, true) {
-            ctx.run_later(next.saturating_duration_since(clock::now()), |this, ctx| {
-                this.retries_faults = false;
-                this.faults.due(clock::now()).into_iter().for_each(|item| this.work.add(item));
-                this.record(ctx);
-                this.retry_faults(ctx);
-            });
+        if self.retries_faults_at.is_some_and(|at| at <= next) {
+            return;
         }
+        self.retries_faults_at = Some(next);
+        ctx.run_later(next.saturating_duration_since(clock::now()), move |this, ctx| {
+            if this.retries_faults_at == Some(next) {
+                this.retries_faults_at = None;
+            }
+            this.faults.due(clock::now()).into_iter().for_each(|item| this.work.add(item));
+            this.record(ctx);
+            this.retry_faults(ctx);
+        });
     }
 }

@@ -197,7 +197,10 @@ impl DestinationActor {
                 }
             }
             Effect::Claim(claim) => self.claim(claim, ctx),
-            Effect::Renew(leases) => self.db().do_send(Renew { leases, reply: ctx.address().recipient() }),
+            Effect::Renew(leases) => {
+                let reply = ctx.address().recipient();
+                self.db().do_send(Renew { leases, is_uncertain: false, reply });
+            }
             Effect::Record(outcomes) => outbox::record(&self.links.db, outcomes),
             Effect::WakeAt(moment) => self.wake_at(moment, ctx),
             Effect::Remember(saved) => self.db().do_send(Remember(id, saved)),

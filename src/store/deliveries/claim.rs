@@ -312,6 +312,11 @@ where
         let is_whole = grant.returned.is_empty() && (seen >= all || grant.deliveries.is_empty());
         grant.more |= grant.deliveries.len() >= ask.want as usize || !is_whole;
         grant.reached = grant.reached.filter(|_| is_whole);
+        if ask.ordered.is_some() && !grant.unreadable.is_empty() {
+            // It holds back what is behind it: what comes before it is claimed again.
+            let rest = grant.deliveries.drain(..).map(|claimed| Outcome::given_back(&claimed.delivery));
+            grant.returned.extend(rest);
+        }
         if ask.ordered.is_some() {
             grant.deliveries.sort_by_key(|c| (c.delivery.created_at, c.delivery.id));
         }

@@ -76,7 +76,9 @@ pub(super) const COUNTED: &str = "
             ORDER BY d.next_retry_at
             LIMIT greatest(a.fill, a.want))
             UNION ALL
-            (SELECT d.created_at FROM public.webhook_deliveries d
+            -- by whose clock an application wrote its own rows is not known
+            (SELECT CASE WHEN d.created_at <= c.now THEN d.created_at ELSE '-infinity' END
+            FROM public.webhook_deliveries d
             WHERE a.fill IS NOT NULL AND d.destination_id = a.destination_id
               AND d.status IN ('pending', 'failed') AND d.next_retry_at IS NULL
               AND (d.last_attempt_at > greatest(c.now - $5::interval, $6::timestamp)) IS NOT TRUE
@@ -85,7 +87,8 @@ pub(super) const COUNTED: &str = "
 
 /// As [`COUNTED`], for ordered destinations.
 pub(super) const COUNTED_ORDERED: &str = "
-            SELECT coalesce(q.next_retry_at, q.created_at) AS due FROM (
+            SELECT coalesce(q.next_retry_at,
+                CASE WHEN q.created_at <= c.now THEN q.created_at ELSE '-infinity' END) AS due FROM (
                 SELECT d.next_retry_at, d.created_at FROM public.webhook_deliveries d
                 WHERE a.fill IS NOT NULL AND d.destination_id = a.destination_id
                   AND d.status IN ('pending', 'failed')

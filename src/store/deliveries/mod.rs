@@ -26,7 +26,7 @@ pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
 pub use self::renew::{Renewals, renew};
 pub use self::requeue::{Retried, retry};
 pub(super) use self::requeue::{not_leased, requeued};
-pub use self::set_aside::set_aside;
+pub use self::set_aside::{Aside, set_aside};
 
 /// How long a claim holds: the largest `timeout_ms` (30 s) and 15 s for waiting, recording and slow clocks.
 pub const LEASE: Duration = Duration::from_secs(45);

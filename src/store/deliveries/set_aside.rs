@@ -30,7 +30,9 @@ next AS MATERIALIZED (
 UPDATE public.webhook_deliveries d
 SET next_retry_at = greatest(c.now, d.last_attempt_at + interval '1 microsecond')
         -- the older it is, the longer it waits
-        + least(interval '1 hour', greatest($2::interval, (c.now - d.created_at) / 4)),
+        + CASE WHEN isfinite(d.created_at)
+            THEN least(interval '1 hour', greatest($2::interval, (c.now - d.created_at) / 4))
+            ELSE $2::interval END,
     error_message = $3
 FROM next n CROSS JOIN clock c WHERE d.id = n.id
 RETURNING d.id"
@@ -38,38 +40,46 @@ RETURNING d.id"
     };
 }
 
-const SET_ASIDE: &str = set_aside!(" AND d.next_retry_at <= c.now", "d.next_retry_at");
-const SET_ASIDE_WITHOUT_TIME: &str = set_aside!(" AND d.next_retry_at IS NULL", "d.next_retry_at");
-const SET_ASIDE_ORDERED: &str = set_aside!("", "d.created_at, d.id");
+const DUE: &str = set_aside!(" AND d.next_retry_at <= c.now", "d.next_retry_at");
+const UNDATED: &str = set_aside!(" AND d.next_retry_at IS NULL", "d.next_retry_at");
+const HEAD: &str =
+    set_aside!(" AND (d.next_retry_at IS NULL OR d.next_retry_at <= c.now)", "d.created_at, d.id");
 
-/// Makes the delivery wait, uncharged, which a claim for one would take next: for `delay`, or, the older it
-/// is, for longer, up to an hour. Returns which one. It reads nothing of the event.
+/// Which delivery is made to wait: what a claim for one would take next, ...
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// ... of those with a due time;
+    Due,
+    /// ... of those without;
+    Undated,
+    /// ... in insertion order.
+    Head,
+}
+
+/// Makes a delivery of `destination` wait, uncharged: for `delay`, or, the older it is, for longer, up to an
+/// hour. Returns which one. It reads nothing of the event.
 ///
 /// # Errors
 /// Whatever the database says.
 pub async fn set_aside(
     connection: &mut PgConnection,
     destination: DestinationId,
-    is_ordered: bool,
+    which: Aside,
     floor: DbTime,
     delay: Duration,
     message: &str,
 ) -> Result<Option<DeliveryId>, StoreError> {
-    let texts: &[&'static str] = match is_ordered {
-        true => &[SET_ASIDE_ORDERED],
-        false => &[SET_ASIDE, SET_ASIDE_WITHOUT_TIME],
+    let text = match which {
+        Aside::Due => DUE,
+        Aside::Undated => UNDATED,
+        Aside::Head => HEAD,
     };
-    for text in texts {
-        let query = sqlx::query_scalar(*text)
-            .bind(destination.0)
-            .bind(delay)
-            .bind(message.replace('\0', "\u{fffd}"))
-            .bind(LEASE)
-            .bind(floor);
-        let found: Option<Uuid> = in_time(query.fetch_optional(&mut *connection)).await?;
-        if let Some(id) = found {
-            return Ok(Some(DeliveryId(id)));
-        }
-    }
-    Ok(None)
+    let query = sqlx::query_scalar(text)
+        .bind(destination.0)
+        .bind(delay)
+        .bind(message.replace('\0', "\u{fffd}"))
+        .bind(LEASE)
+        .bind(floor);
+    let found: Option<Uuid> = in_time(query.fetch_optional(connection)).await?;
+    Ok(found.map(DeliveryId))
 }
