@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs, PageArgs, Patience};
+use super::common::{self, CommonArgs, PageArgs, Patience};
 use crate::manage::List;
 use crate::manage::deliveries::{self, DetailView, Query, RetriedView, View};
 use crate::manage::jobs::{self, Replay};
@@ -36,7 +36,7 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// Only those to this destination
     #[arg(long, value_name = "UUID")]
     pub destination: Option<String>,
@@ -62,7 +62,7 @@ pub struct ListArgs {
 pub struct ShowArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The delivery
     pub id: Uuid,
 }
@@ -72,7 +72,7 @@ pub struct ShowArgs {
 pub struct RetryArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The deliveries
     #[arg(required = true)]
     pub ids: Vec<Uuid>,
@@ -83,7 +83,7 @@ pub struct RetryArgs {
 pub struct ReplayArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The destination
     #[arg(long, value_name = "UUID")]
     pub destination: Uuid,
@@ -122,15 +122,19 @@ pub fn run(args: &Args) -> ExitCode {
                     query.cursor = page.next_cursor;
                 }
             };
-            desk::run(&args.desk, read, list)
+            common::run(&args.common, read, list)
         }
         Command::Show(args) => {
             let id = DeliveryId(args.id);
-            desk::run(&args.desk, async |conn, org| Ok(deliveries::one(conn, org, id).await?), show)
+            common::run(&args.common, async |conn, org| Ok(deliveries::one(conn, org, id).await?), show)
         }
         Command::Retry(args) => {
             let ids: Vec<DeliveryId> = args.ids.iter().copied().map(DeliveryId).collect();
-            desk::run(&args.desk, async |conn, org| Ok(deliveries::retry(conn, org, &ids).await?), retried)
+            common::run(
+                &args.common,
+                async |conn, org| Ok(deliveries::retry(conn, org, &ids).await?),
+                retried,
+            )
         }
         Command::Replay(args) => {
             let asked = Replay {
@@ -142,10 +146,10 @@ pub fn run(args: &Args) -> ExitCode {
             };
             let destination = DestinationId(args.destination);
             let replay = async |conn: &mut _, org| {
-                let begun = jobs::replay(conn, org, destination, &asked, desk::COUNTING).await?;
-                desk::begin(conn, org, args.wait, begun).await
+                let begun = jobs::replay(conn, org, destination, &asked, common::COUNTING).await?;
+                common::begin(conn, org, args.wait, begun).await
             };
-            desk::run(&args.desk, replay, desk::begun)
+            common::run(&args.common, replay, common::begun)
         }
     }
 }
@@ -164,7 +168,7 @@ fn query(args: &ListArgs) -> Query {
 
 fn list(page: &List<View>) {
     rows(&page.items);
-    desk::next(page.next_cursor.as_ref());
+    common::next(page.next_cursor.as_ref());
 }
 
 /// Deliveries as a table.
@@ -175,7 +179,7 @@ pub(super) fn rows(deliveries: &[View]) {
         [
             one.id.to_string(),
             one.created_at.clone(),
-            desk::state(one.status.name()),
+            common::state(one.status.name()),
             one.attempts.to_string(),
             one.event_type.clone(),
             one.destination_id.to_string(),
@@ -184,14 +188,14 @@ pub(super) fn rows(deliveries: &[View]) {
         ]
     };
     let headings = ["ID", "QUEUED", "STATUS", "ATTEMPTS", "EVENT TYPE", "DESTINATION", "HTTP", "ERROR"];
-    desk::table(headings, deliveries.iter().map(row));
+    common::table(headings, deliveries.iter().map(row));
 }
 
 fn show(detail: &DetailView) {
     let DetailView { delivery, response_body, failed_attempts } = detail;
-    desk::fields([
+    common::fields([
         ("delivery", Some(delivery.id.to_string())),
-        ("status", Some(desk::state(delivery.status.name()))),
+        ("status", Some(common::state(delivery.status.name()))),
         ("destination", Some(delivery.destination_id.to_string())),
         ("event", Some(delivery.event_id.to_string())),
         ("event type", Some(delivery.event_type.clone())),
@@ -219,7 +223,7 @@ fn show(detail: &DetailView) {
         ]
     };
     let headings = ["FAILED", "STARTED", "TOOK", "HTTP", "CHARGED", "ERROR"];
-    desk::table(headings, failed_attempts.iter().map(row));
+    common::table(headings, failed_attempts.iter().map(row));
 }
 
 fn retried(retried: &RetriedView) {

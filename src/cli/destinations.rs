@@ -14,11 +14,11 @@ use uuid::Uuid;
 pub(super) use self::show::once;
 use self::show::{created, deleted, enabled, list, rotated, show, stats, tested};
 use self::write::WriteArgs;
-use super::desk::{self, DeskArgs, Failure, PageArgs};
+use super::common::{self, CommonArgs, Failure, PageArgs};
 use crate::config::{Outbound, OutboundArgs};
 use crate::manage::Principal;
 use crate::manage::destinations::{self, DeletedView, Disable, Query, Rotate, Setup, UpdatedView};
-use crate::manage::given::Given;
+use crate::manage::patch::Patch;
 use crate::model::DestinationId;
 use crate::outbound::Network;
 use crate::policy::keyring::KeyRing;
@@ -67,7 +67,7 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub page: PageArgs,
@@ -78,7 +78,7 @@ pub struct ListArgs {
 pub struct OneArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The destination
     pub id: Uuid,
 }
@@ -88,7 +88,7 @@ pub struct OneArgs {
 pub struct CreateArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub write: WriteArgs,
@@ -102,7 +102,7 @@ pub struct CreateArgs {
 pub struct UpdateArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The destination
     pub id: Uuid,
     /// Only if it is still of this version, as it was shown
@@ -191,12 +191,12 @@ pub fn run(args: &Args) -> ExitCode {
         Command::List(args) => {
             let query = Query { limit: args.page.limit.clone(), cursor: args.page.cursor.clone() };
             let read = async |conn: &mut _, org| Ok(destinations::list(conn, org, operator, &query).await?);
-            desk::run(&args.desk, read, list)
+            common::run(&args.common, read, list)
         }
         Command::Show(args) => {
             let id = DestinationId(args.id);
             let read = async |conn: &mut _, org| Ok(destinations::one(conn, org, operator, id).await?);
-            desk::run(&args.desk, read, show)
+            common::run(&args.common, read, show)
         }
         Command::Create(args) => {
             let create = async |conn: &mut _, org| {
@@ -204,7 +204,7 @@ pub fn run(args: &Args) -> ExitCode {
                 let changes = args.write.changes()?;
                 Ok(destinations::create(conn, org, operator, changes, ready.setup()).await?)
             };
-            desk::run(&args.desk, create, created)
+            common::run(&args.common, create, created)
         }
         Command::Update(args) => {
             let (id, expected) = (DestinationId(args.id), args.if_version.as_deref());
@@ -213,22 +213,22 @@ pub fn run(args: &Args) -> ExitCode {
                 let (changes, setup) = (args.write.changes()?, ready.setup());
                 Ok(destinations::update(conn, org, operator, id, changes, expected, setup).await?)
             };
-            desk::run(&args.desk, update, |updated: &UpdatedView| show(&updated.destination))
+            common::run(&args.common, update, |updated: &UpdatedView| show(&updated.destination))
         }
         Command::Delete(args) => delete(args),
         Command::Enable(args) => {
             let id = DestinationId(args.id);
             let enable = async |conn: &mut _, org| {
-                Ok(destinations::enable(conn, org, operator, id, desk::COUNTING).await?)
+                Ok(destinations::enable(conn, org, operator, id, common::COUNTING).await?)
             };
-            desk::run(&args.desk, enable, enabled)
+            common::run(&args.common, enable, enabled)
         }
         Command::Disable(args) => {
             let id = DestinationId(args.one.id);
             let asked = Disable { reason: args.reason.clone().into() };
             let disable =
                 async |conn: &mut _, org| Ok(destinations::disable(conn, org, operator, id, asked).await?);
-            desk::run(&args.one.desk, disable, show)
+            common::run(&args.one.common, disable, show)
         }
         Command::Test(args) => test(args),
         Command::RotateSecret(args) => rotate(args),
@@ -236,7 +236,7 @@ pub fn run(args: &Args) -> ExitCode {
             let id = DestinationId(args.id);
             let read =
                 async |conn: &mut _, org| Ok(destinations::stats(conn, org, operator, id, None).await?);
-            desk::run(&args.desk, read, stats)
+            common::run(&args.common, read, stats)
         }
     }
 }
@@ -245,7 +245,7 @@ fn delete(args: &DeleteArgs) -> ExitCode {
     let id = DestinationId(args.one.id);
     let delete = async |conn: &mut _, org| {
         let name = destinations::one(conn, org, Principal::Operator, id).await?.name;
-        desk::confirm(&format!("Delete the destination {name:?} with all its deliveries?"), args.yes)?;
+        common::confirm(&format!("Delete the destination {name:?} with all its deliveries?"), args.yes)?;
         let mut all = DeletedView { deleted: false, deliveries: 0 };
         while !all.deleted {
             let part = destinations::delete(conn, org, id, PATIENCE).await?;
@@ -253,7 +253,7 @@ fn delete(args: &DeleteArgs) -> ExitCode {
         }
         Ok(all)
     };
-    desk::run(&args.one.desk, delete, deleted)
+    common::run(&args.one.common, delete, deleted)
 }
 
 fn test(args: &TestArgs) -> ExitCode {
@@ -265,7 +265,7 @@ fn test(args: &TestArgs) -> ExitCode {
         delivered.set(Some(answer.delivered));
         Ok(answer)
     };
-    let code = desk::run(&args.one.desk, test, tested);
+    let code = common::run(&args.one.common, test, tested);
     if delivered.get() == Some(false) { ExitCode::FAILURE } else { code }
 }
 
@@ -275,11 +275,11 @@ fn rotate(args: &RotateArgs) -> ExitCode {
         let ready = Ready::new(&args.outbound)?;
         let mut asked = Rotate { overlap_seconds: args.overlap_seconds.into(), ..Rotate::default() };
         if let Some(file) = &args.secret_file {
-            let text = String::from_utf8(desk::input(Some(file), MAX_SECRET_BYTES)?);
+            let text = String::from_utf8(common::input(Some(file), MAX_SECRET_BYTES)?);
             let text = text.map_err(|_| Failure::Input("the secret is not UTF-8".into()))?;
-            asked.signing_secret = Given::Value(text.trim_end_matches(['\r', '\n']).to_owned());
+            asked.signing_secret = Patch::Value(text.trim_end_matches(['\r', '\n']).to_owned());
         }
         Ok(destinations::rotate(conn, org, Principal::Operator, id, asked, ready.setup()).await?)
     };
-    desk::run(&args.one.desk, rotate, rotated)
+    common::run(&args.one.common, rotate, rotated)
 }

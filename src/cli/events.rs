@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs, Failure, PageArgs};
+use super::common::{self, CommonArgs, Failure, PageArgs};
 use crate::config::DEFAULT_MAX_EVENT_BYTES;
 use crate::manage::events::{self, DetailView, Query, Receipt, View};
 use crate::manage::jobs::{self, Backfill};
@@ -45,7 +45,7 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// Only events of this type
     #[arg(long, value_name = "TYPE")]
     pub event_type: Option<String>,
@@ -65,7 +65,7 @@ pub struct ListArgs {
 pub struct ShowArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The event
     pub id: Uuid,
 }
@@ -75,7 +75,7 @@ pub struct ShowArgs {
 pub struct SendArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// A file with the events; without, or -, standard input
     pub file: Option<PathBuf>,
     /// Largest event and largest batch, in bytes of JSON, 1KiB to 64MiB; larger events are dead at once
@@ -89,7 +89,7 @@ pub struct SendArgs {
 pub struct BackfillArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The destination
     #[arg(long, value_name = "UUID")]
     pub destination: Uuid,
@@ -121,23 +121,23 @@ pub fn run(args: &Args) -> ExitCode {
                 limit: args.page.limit.clone(),
                 cursor: args.page.cursor.clone(),
             };
-            desk::run(&args.desk, async |conn, org| Ok(events::list(conn, org, &query).await?), list)
+            common::run(&args.common, async |conn, org| Ok(events::list(conn, org, &query).await?), list)
         }
         Command::Show(args) => {
             let id = EventId(args.id);
             let read = async |conn: &mut _, org| {
                 Ok(events::one(conn, org, Principal::Operator, id, MAX_SHOWN_BYTES).await?)
             };
-            desk::run(&args.desk, read, show)
+            common::run(&args.common, read, show)
         }
         Command::Send(args) => {
             let send = async |conn: &mut _, org| {
                 let most = crate::config::parse_bytes(&args.max_event_bytes);
                 let most = most.map_err(|fault| Failure::invalid("--max-event-bytes", fault))?;
-                let sent = events::read(&desk::input(args.file.as_deref(), MAX_FILE_BYTES)?)?;
+                let sent = events::read(&common::input(args.file.as_deref(), MAX_FILE_BYTES)?)?;
                 Ok(events::send(conn, org, sent, most as usize).await?)
             };
-            desk::run(&args.desk, send, |receipts| sent(receipts))
+            common::run(&args.common, send, |receipts| sent(receipts))
         }
         Command::Backfill(args) => {
             let asked = Backfill {
@@ -148,10 +148,10 @@ pub fn run(args: &Args) -> ExitCode {
             };
             let destination = DestinationId(args.destination);
             let backfill = async |conn: &mut _, org| {
-                let begun = jobs::backfill(conn, org, destination, &asked, desk::COUNTING).await?;
-                desk::begin(conn, org, args.wait, begun).await
+                let begun = jobs::backfill(conn, org, destination, &asked, common::COUNTING).await?;
+                common::begin(conn, org, args.wait, begun).await
             };
-            desk::run(&args.desk, backfill, desk::begun)
+            common::run(&args.common, backfill, common::begun)
         }
     }
 }
@@ -165,13 +165,13 @@ fn list(page: &List<View>) {
             event.event_category.clone().unwrap_or_default(),
         ]
     };
-    desk::table(["ID", "CREATED", "TYPE", "CATEGORY"], page.items.iter().map(row));
-    desk::next(page.next_cursor.as_ref());
+    common::table(["ID", "CREATED", "TYPE", "CATEGORY"], page.items.iter().map(row));
+    common::next(page.next_cursor.as_ref());
 }
 
 fn show(detail: &DetailView) {
     let or_too_large = |text: Option<String>, is: bool| if is { Some(TOO_LARGE.to_owned()) } else { text };
-    desk::fields([
+    common::fields([
         ("event", Some(detail.event.id.to_string())),
         ("type", Some(detail.event.event_type.clone())),
         ("category", detail.event.event_category.clone()),
@@ -191,5 +191,5 @@ fn show(detail: &DetailView) {
 
 fn sent(receipts: &[Receipt]) {
     let row = |receipt: &Receipt| [receipt.id.to_string(), receipt.created_at.clone()];
-    desk::table(["ID", "CREATED"], receipts.iter().map(row));
+    common::table(["ID", "CREATED"], receipts.iter().map(row));
 }

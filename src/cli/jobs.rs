@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, DeskArgs, PageArgs};
+use super::common::{self, CommonArgs, PageArgs};
 use crate::manage::List;
 use crate::manage::jobs::{self, Query, View};
 use crate::model::JobId;
@@ -33,7 +33,7 @@ pub enum Command {
 pub struct ListArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub page: PageArgs,
@@ -44,7 +44,7 @@ pub struct ListArgs {
 pub struct OneArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub desk: DeskArgs,
+    pub common: CommonArgs,
     /// The job
     pub id: Uuid,
 }
@@ -54,15 +54,15 @@ pub fn run(args: &Args) -> ExitCode {
     match &args.command {
         Command::List(args) => {
             let query = Query { limit: args.page.limit.clone(), cursor: args.page.cursor.clone() };
-            desk::run(&args.desk, async |conn, org| Ok(jobs::list(conn, org, &query).await?), list)
+            common::run(&args.common, async |conn, org| Ok(jobs::list(conn, org, &query).await?), list)
         }
         Command::Show(args) => {
             let id = JobId(args.id);
-            desk::run(&args.desk, async |conn, org| Ok(jobs::one(conn, org, id).await?), desk::job)
+            common::run(&args.common, async |conn, org| Ok(jobs::one(conn, org, id).await?), common::job)
         }
         Command::Cancel(args) => {
             let id = JobId(args.id);
-            desk::run(&args.desk, async |conn, org| Ok(jobs::cancel(conn, org, id).await?), desk::job)
+            common::run(&args.common, async |conn, org| Ok(jobs::cancel(conn, org, id).await?), common::job)
         }
     }
 }
@@ -73,14 +73,14 @@ fn list(page: &List<View>) {
             job.id.to_string(),
             job.created_at.clone(),
             job.kind.to_owned(),
-            desk::state(job.state),
-            desk::progress(job),
+            common::state(job.state),
+            common::progress(job),
             job.queued.to_string(),
             job.destination_id.to_string(),
             job.error.clone().unwrap_or_default(),
         ]
     };
     let headings = ["ID", "CREATED", "KIND", "STATE", "SEEN", "QUEUED", "DESTINATION", "ERROR"];
-    desk::table(headings, page.items.iter().map(row));
-    desk::next(page.next_cursor.as_ref());
+    common::table(headings, page.items.iter().map(row));
+    common::next(page.next_cursor.as_ref());
 }

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use uuid::Uuid;
 
-use super::desk::{self, Failure, PageArgs};
+use super::common::{self, Failure, PageArgs};
 use super::destinations::once;
 use crate::config::DatabaseArgs;
 use crate::manage::List;
-use crate::manage::given::Given;
 use crate::manage::keys::{self, CreatedView, New, Query, View};
+use crate::manage::patch::Patch;
 use crate::model::KeyId;
 use crate::store::Connection;
 
@@ -92,9 +92,9 @@ pub fn run(args: &Args) -> ExitCode {
     match &args.command {
         Command::Create(args) => {
             let new = New {
-                org_id: Given::Value(args.org.to_string()),
-                name: Given::Value(args.name.clone()),
-                role: Given::Value(args.role.clone()),
+                org_id: Patch::Value(args.org.to_string()),
+                name: Patch::Value(args.name.clone()),
+                role: Patch::Value(args.role.clone()),
             };
             on(&args.keys, async |conn| Ok(keys::create(conn, new).await?), created)
         }
@@ -105,7 +105,7 @@ pub fn run(args: &Args) -> ExitCode {
         }
         Command::Revoke(args) => {
             let revoke = async |conn: &mut Connection| {
-                desk::confirm(&format!("Revoke the key {}?", args.id), args.yes)?;
+                common::confirm(&format!("Revoke the key {}?", args.id), args.yes)?;
                 Ok(keys::revoke(conn, None, KeyId(args.id)).await?)
             };
             on(&args.keys, revoke, show)
@@ -118,7 +118,7 @@ fn on<T: serde::Serialize>(
     work: impl AsyncFnOnce(&mut Connection) -> Result<T, Failure>,
     table: impl FnOnce(&T),
 ) -> ExitCode {
-    desk::run_for_all(&args.database, args.json, work, table)
+    common::run_for_all(&args.database, args.json, work, table)
 }
 
 fn created(created: &CreatedView) {
@@ -127,7 +127,7 @@ fn created(created: &CreatedView) {
 }
 
 fn show(view: &View) {
-    desk::fields([
+    common::fields([
         ("key", Some(view.id.to_string())),
         ("name", Some(view.name.clone())),
         ("organization", Some(view.org_id.to_string())),
@@ -141,7 +141,7 @@ fn show(view: &View) {
 }
 
 fn state(view: &View) -> String {
-    desk::state(if view.revoked_at.is_some() { "revoked" } else { "active" })
+    common::state(if view.revoked_at.is_some() { "revoked" } else { "active" })
 }
 
 fn list(page: &List<View>) {
@@ -158,6 +158,6 @@ fn list(page: &List<View>) {
         ]
     };
     let headings = ["ID", "NAME", "ORGANIZATION", "ROLE", "PREFIX", "STATE", "CREATED", "LAST USED"];
-    desk::table(headings, page.items.iter().map(row));
-    desk::next(page.next_cursor.as_ref());
+    common::table(headings, page.items.iter().map(row));
+    common::next(page.next_cursor.as_ref());
 }

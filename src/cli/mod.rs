@@ -1,10 +1,10 @@
 //! The command line: one short file a subcommand.
 
 pub mod check;
+pub mod common;
 pub mod completions;
 pub mod deliveries;
 pub mod demo;
-pub mod desk;
 pub mod destinations;
 pub mod events;
 pub mod jobs;

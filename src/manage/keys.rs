@@ -16,8 +16,8 @@ use subtle::ConstantTimeEq as _;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::given::Given;
 use super::input::{Faults, shown};
+use super::patch::Patch;
 use super::{Fault, List, Once};
 use crate::clock;
 use crate::model::{DbTime, KeyId, OrgId, Secret};
@@ -47,15 +47,15 @@ pub struct New {
     /// The organization, a UUID.
     #[serde(default)]
     #[schema(value_type = Uuid, required = true)]
-    pub org_id: Given<String>,
+    pub org_id: Patch<String>,
     /// What people call it, 1 to 100 characters.
     #[serde(default)]
     #[schema(value_type = String, min_length = 1, max_length = 100, required = true)]
-    pub name: Given<String>,
+    pub name: Patch<String>,
     /// `read` or `write`.
     #[serde(default)]
     #[schema(value_type = Role, required = true)]
-    pub role: Given<String>,
+    pub role: Patch<String>,
 }
 
 /// A key as it is shown.
@@ -128,7 +128,7 @@ pub struct Caller {
 /// [`Fault::Invalid`]; [`Fault::NotFound`] where there is no such organization; [`Fault::Store`].
 pub async fn create(db: &mut Connection, new: New) -> Result<CreatedView, Fault> {
     let mut faults = Faults::default();
-    let mut take = |given: Given<String>, field: &str| {
+    let mut take = |given: Patch<String>, field: &str| {
         if given.is_nothing() {
             faults.add(field, "is missing");
         }

@@ -4,10 +4,10 @@
 pub mod deliveries;
 pub mod destinations;
 pub mod events;
-pub mod given;
 pub mod input;
 pub mod jobs;
 pub mod keys;
+pub mod patch;
 mod principal;
 
 use std::fmt;

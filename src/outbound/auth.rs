@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::grant::Grant;
+use super::client_credentials::ClientCredentials;
 use super::network::Network;
 use super::target::Fault;
 use crate::model::Secret;
@@ -44,7 +44,7 @@ pub(super) enum Auth {
     /// By a header that is always the same.
     Header(HeaderName, HeaderValue),
     /// By a token in `authorization`, which has to be asked for.
-    Token(Box<Grant>),
+    Token(Box<ClientCredentials>),
 }
 
 impl Auth {
@@ -73,7 +73,7 @@ impl Auth {
                 let value = sensitive("auth_config.header_value", members.text("header_value")?)?;
                 Ok(Auth::Header(name, value))
             }
-            "oauth2" => Ok(Auth::Token(Box::new(Grant::compile(&members()?, network)?))),
+            "oauth2" => Ok(Auth::Token(Box::new(ClientCredentials::compile(&members()?, network)?))),
             other => Err(Fault::Auth(
                 "auth_type".into(),
                 format!("auth_type {other:?} is unknown: use none, bearer, header, basic or oauth2"),

@@ -27,7 +27,7 @@ use super::lookup::Lookup;
 use super::network::Network;
 use super::phase::{self, Phase};
 use super::target::{Destined, Endpoint};
-use super::wire::{Stream, Wire};
+use super::tracked_stream::{Stream, TrackedStream};
 use crate::model::OrgId;
 use crate::policy::egress::{Refusal, Rules};
 
@@ -73,7 +73,7 @@ impl Dialer {
         Dialer(Rc::new(Inner { endpoint, peer, rules, lookup, timeout }))
     }
 
-    async fn connect(&self) -> Result<Wire, Unconnected> {
+    async fn connect(&self) -> Result<TrackedStream, Unconnected> {
         let addresses = self.vetted().await?;
         let tcp = self.connect_any(&addresses).await?;
         let peer = &self.0.peer;
@@ -82,7 +82,7 @@ impl Dialer {
             log::debug!("TCP_NODELAY cannot be set on a connection to {peer}: {error}");
         }
         let Some(tls) = &self.0.endpoint.tls else {
-            return Ok(Wire::new(Stream::Plain(tcp), peer.clone()));
+            return Ok(TrackedStream::new(Stream::Plain(tcp), peer.clone()));
         };
         let name = ServerName(match &self.0.endpoint.host {
             Destined::Literal(addr) => addr.to_string(),
@@ -91,7 +91,9 @@ impl Dialer {
         phase::enter(Phase::Handshake);
         let service = TlsConnector::service(tls.clone());
         match service.call(Connection::new(name, tcp)).await {
-            Ok(connection) => Ok(Wire::new(Stream::Tls(Box::new(connection.into_parts().0)), peer.clone())),
+            Ok(connection) => {
+                Ok(TrackedStream::new(Stream::Tls(Box::new(connection.into_parts().0)), peer.clone()))
+            }
             Err(error) => Err(explain::tls(&error, peer)),
         }
     }
@@ -158,7 +160,7 @@ impl Dialer {
 }
 
 impl Service<ConnectInfo<Uri>> for Dialer {
-    type Response = Connection<Uri, Wire>;
+    type Response = Connection<Uri, TrackedStream>;
     type Error = ConnectError;
     type Future = LocalBoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -170,7 +172,7 @@ impl Service<ConnectInfo<Uri>> for Dialer {
         let dialer = self.clone();
         Box::pin(async move {
             match dialer.connect().await {
-                Ok(wire) => Ok(Connection::new(info.request().clone(), wire)),
+                Ok(stream) => Ok(Connection::new(info.request().clone(), stream)),
                 // The one variant that carries any error through awc unharmed.
                 Err(fault) => Err(ConnectError::Resolver(Box::new(fault))),
             }

@@ -11,7 +11,7 @@ use awc::error::{ConnectError, SendRequestError};
 use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use super::connector::Unconnected;
-use super::wire::Ended;
+use super::tracked_stream::Ended;
 
 /// Most characters of a message: some errors quote what the receiver sent.
 const MAX_CHARS: usize = 500;

@@ -4,7 +4,7 @@ use actix_http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::grant::Token;
+use super::client_credentials::Token;
 use super::{Request, Target};
 use crate::model::Delivery;
 

@@ -1,12 +1,12 @@
 //! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with two
-//! exceptions: a kept-alive connection that turns out to be dead is replaced at once (see `wire.rs`), and an
+//! exceptions: a kept-alive connection that turns out to be dead is replaced at once (see `tracked_stream.rs`), and an
 //! OAuth2 token that the receiver refuses is replaced once (see `oauth.rs`).
 //!
 //! ```text
 //!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature
 //!                 │                      │
 //!                 ▼                      ▼
-//!               Fault      (oauth ─▶)  pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ wire
+//!               Fault      (oauth ─▶)  pool ─▶ connector ─▶ lookup ─▶ egress rules ─▶ TCP ─▶ TLS ─▶ stream
 //! ```
 //!
 //! [`Network`] is shared by the whole process, a [`Target`] is one destination as checked, a [`Sender`]
@@ -17,10 +17,10 @@
 mod answer;
 mod auth;
 mod body;
+mod client_credentials;
 mod connector;
 mod explain;
-mod grant;
-mod head;
+mod fd_exhaustion;
 mod headers;
 mod lookup;
 mod network;
@@ -28,10 +28,10 @@ mod oauth;
 mod phase;
 mod pool;
 mod redact;
-mod shortage;
+mod response_head_filter;
 mod single_flight;
 mod target;
-mod wire;
+mod tracked_stream;
 
 use std::cell::{Ref, RefCell};
 use std::collections::VecDeque;
@@ -42,9 +42,9 @@ use std::time::{Duration, Instant};
 use actix_http::header::HeaderValue;
 use bytes::Bytes;
 
+use self::client_credentials::Token;
 use self::connector::Dialer;
 use self::explain::Failure;
-use self::grant::Token;
 use self::oauth::Tokens;
 use self::phase::Progress;
 use self::pool::{KEEP_ALIVE, Pool};
@@ -55,7 +55,7 @@ use crate::model::{Answer, Attempt, DbTime, Delivery};
 pub use self::answer::{KEPT_BODY_BYTES, READ_BODY_BYTES};
 pub use self::network::{Network, NetworkError};
 pub use self::target::{Fault, Target};
-pub use self::wire::open_connections;
+pub use self::tracked_stream::open_connections;
 
 /// A failure that is noticed so long after the deadline was not noticed in time: this process was stopped, or
 /// had no processor.
@@ -97,8 +97,9 @@ impl Sender {
         let redactor = Rc::new(std::mem::take(&mut target.redactor));
         let pool =
             Pool::new(dialer, target.endpoint.uri.clone(), std::mem::take(&mut target.headers), KEEP_ALIVE);
-        let grant = target.grant.take();
-        let tokens = grant.map(|grant| Tokens::new(*grant, network, &target, redactor.clone()));
+        let credentials = target.credentials.take();
+        let tokens =
+            credentials.map(|credentials| Tokens::new(*credentials, network, &target, redactor.clone()));
         Sender { target, redactor, pool, tokens, shown: RefCell::default() }
     }
 

@@ -11,9 +11,9 @@ use actix_http::header::HeaderMap;
 use bytes::Bytes;
 
 use super::answer::{self, READ_BODY_BYTES};
+use super::client_credentials::{self, ClientCredentials, Token};
 use super::connector::Dialer;
 use super::explain::Failure;
-use super::grant::{self, Grant, Token};
 use super::network::Network;
 use super::phase::Progress;
 use super::pool::{KEEP_ALIVE, Pool};
@@ -37,10 +37,15 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// Tokens by `grant`. The messages of failures are without what `redactor` knows.
-    pub(super) fn new(grant: Grant, network: &Network, target: &Target, redactor: Rc<Redactor>) -> Tokens {
+    /// Tokens by `credentials`. The messages of failures are without what `redactor` knows.
+    pub(super) fn new(
+        credentials: ClientCredentials,
+        network: &Network,
+        target: &Target,
+        redactor: Rc<Redactor>,
+    ) -> Tokens {
         let timeout = target.timeout;
-        let Grant { endpoint, headers, body, .. } = grant;
+        let ClientCredentials { endpoint, headers, body, .. } = credentials;
         let uri = endpoint.uri.clone();
         let dialer = Dialer::new(endpoint, network, target.org, timeout);
         Tokens {
@@ -110,7 +115,7 @@ async fn exchange(pool: &Pool, form: Bytes, asked: Instant, timeout: Duration) -
     if body.seen > READ_BODY_BYTES {
         return Err(Failure::Theirs("the token server's answer is larger than 64 KiB".into()));
     }
-    grant::token(response.status(), &body.kept, asked, clock::now()).map_err(Failure::Theirs)
+    client_credentials::token(response.status(), &body.kept, asked, clock::now()).map_err(Failure::Theirs)
 }
 
 fn failed(why: &str) -> Answer {

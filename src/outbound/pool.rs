@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::body::Pieces;
 use super::connector::Dialer;
 use super::explain::{self, Failure};
-use super::shortage;
+use super::fd_exhaustion;
 use crate::clock;
 
 /// How long an unused connection is kept. Most receivers close theirs after 5 to 75 s.
@@ -47,7 +47,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.set(self.0.in_flight.get() - 1);
         self.0.last_used.set(clock::now());
-        if self.0.in_flight.get() == 0 && shortage::lasts() {
+        if self.0.in_flight.get() == 0 && fd_exhaustion::lasts() {
             self.0.clear();
         }
     }
@@ -131,7 +131,7 @@ impl Pool {
 fn failed(error: SendRequestError) -> Failure {
     let failure = explain::send(error);
     if let Failure::Ours(_) = failure {
-        shortage::noticed();
+        fd_exhaustion::noticed();
     }
     failure
 }
@@ -143,7 +143,7 @@ async fn sweep(pool: Weak<Pool>, keep_alive: Duration) {
         actix_rt::time::sleep(keep_alive.min(SWEEP_INTERVAL)).await;
         let Some(pool) = pool.upgrade() else { return };
         let idle = clock::now().saturating_duration_since(pool.last_used.get());
-        if pool.in_flight.get() == 0 && (idle >= keep_alive || shortage::lasts()) {
+        if pool.in_flight.get() == 0 && (idle >= keep_alive || fd_exhaustion::lasts()) {
             pool.clear();
             pool.sweeping.set(false);
             return;

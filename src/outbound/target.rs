@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use url::Host;
 
 use super::auth::{self, Auth};
-use super::grant::Grant;
+use super::client_credentials::ClientCredentials;
 use super::headers::TRACEPARENT;
 use super::network::Network;
 use super::redact::Redactor;
@@ -78,7 +78,7 @@ pub struct Target {
     /// Whether `headers` say which trace requests belong to.
     pub(super) has_own_trace: bool,
     /// What tokens are asked for with, where requests carry one.
-    pub(super) grant: Option<Box<Grant>>,
+    pub(super) credentials: Option<Box<ClientCredentials>>,
     /// Knows what no answer may show.
     pub(super) redactor: Redactor,
     pub(super) signer: Signer,
@@ -153,15 +153,15 @@ impl Target {
             let both = format!("auth_config and the signature both want the header {name}");
             return Err(Fault::Header("signature_header".into(), both));
         }
-        let grant = match auth {
+        let credentials = match auth {
             Auth::None => None,
             Auth::Header(name, value) => {
                 headers.insert(name, value);
                 None
             }
-            Auth::Token(grant) => Some(grant),
+            Auth::Token(credentials) => Some(credentials),
         };
-        let redactor = redactor(destination, &headers, grant.as_deref());
+        let redactor = redactor(destination, &headers, credentials.as_deref());
         headers.insert(header::HOST, host_header(&url)?);
         // Either kind of body has the same type today; formats where they differ set it with the request.
         let content_type = format.content_type(destination.batch_size > 1);
@@ -174,7 +174,7 @@ impl Target {
             endpoint,
             headers,
             has_own_trace,
-            grant,
+            credentials,
             redactor,
             signer,
             signature_header,
@@ -244,14 +244,18 @@ fn tls(url: &url::Url, settings: &Settings, network: &Network) -> Result<Option<
 }
 
 /// Knows the secrets of `destination`: those that requests carry, and those that the receiver has as well.
-fn redactor(destination: &Destination, headers: &HeaderMap, grant: Option<&Grant>) -> Redactor {
+fn redactor(
+    destination: &Destination,
+    headers: &HeaderMap,
+    credentials: Option<&ClientCredentials>,
+) -> Redactor {
     let mut redactor = Redactor::default();
-    let of_grant = grant.into_iter().flat_map(|grant| grant.headers.iter());
+    let of_grant = credentials.into_iter().flat_map(|credentials| credentials.headers.iter());
     for (_, value) in headers.iter().chain(of_grant).filter(|(_, value)| value.is_sensitive()) {
         redactor.add_header(value);
     }
-    if let Some(grant) = grant {
-        redactor.add(grant.client_secret.reveal().as_bytes());
+    if let Some(credentials) = credentials {
+        redactor.add(credentials.client_secret.reveal().as_bytes());
     }
     let previous = &destination.settings.previous_signing_secret;
     for secret in [&destination.signing_secret, previous].into_iter().flatten() {

@@ -85,7 +85,7 @@ macro_rules! columns {
     };
 }
 
-pub mod desk;
+pub mod managed;
 pub mod stats;
 
 macro_rules! load {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use posthaste::manage::destinations::{self, Query, View};
-use posthaste::manage::{Fault, given::Given};
+use posthaste::manage::{Fault, patch::Patch};
 use posthaste::model::{DestinationId, OrgId};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -247,7 +247,7 @@ async fn a_destination_with_many_deliveries_is_deleted_in_parts() {
     assert_eq!(db.deliveries(&format!("destination_id = '{kept}'")).await, 6_000);
     assert_eq!(db.deliveries("true").await, 6_000);
     assert_eq!(db.number("SELECT count(*) FROM activity_logs").await, 6_000);
-    let disable = destinations::Disable { reason: Given::Value("x".into()) };
+    let disable = destinations::Disable { reason: Patch::Value("x".into()) };
     let gone = destinations::disable(&mut conn, org, OPERATOR, id, disable);
     assert!(matches!(gone.await, Err(Fault::NotFound(_))));
     check_invariants(&db, &[]).await;

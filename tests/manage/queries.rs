@@ -1,7 +1,7 @@
 //! The query of a URL often holds a token: keys that may only read do not see it.
 
 use posthaste::manage::destinations::{self, Disable, Query};
-use posthaste::manage::given::Given;
+use posthaste::manage::patch::Patch;
 use posthaste::manage::{Principal, deliveries, events};
 use posthaste::model::{DeliveryId, DestinationId, EventId, OrgId};
 use posthaste::store::Connection;
@@ -44,7 +44,7 @@ async fn a_read_key_sees_where_a_destination_leads_without_the_query() {
     let json = json!({"auth_type": "oauth2", "auth_config": config});
     let new = good(&format!("https://example.com/hook?token={first}"), json);
     let id = DestinationId(desk.create(&mut conn, org.0, &new).await.unwrap().destination.id);
-    let reason = Given::Value(format!("they moved to https://example.com/new?token={third}"));
+    let reason = Patch::Value(format!("they moved to https://example.com/new?token={third}"));
     destinations::disable(&mut conn, org, OPERATOR, id, Disable { reason }).await.unwrap();
 
     for text in of_destination(&mut conn, org, READER, id).await {

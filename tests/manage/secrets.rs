@@ -1,7 +1,7 @@
 //! Secrets that go in and do not come out.
 
 use posthaste::manage::destinations::{self, Query, Rotate};
-use posthaste::manage::given::Given;
+use posthaste::manage::patch::Patch;
 use posthaste::model::{DestinationId, OrgId};
 use serde_json::json;
 use standardwebhooks::Webhook;
@@ -102,11 +102,11 @@ async fn a_receiver_accepts_requests_by_the_old_and_the_new_secret_until_the_ove
     signed_by(&[first.reveal(), second.reveal()], &[]).await;
     // A given one, without an overlap.
     let third = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let asked = Rotate { signing_secret: Given::Value(third.into()), overlap_seconds: Given::Value(0) };
+    let asked = Rotate { signing_secret: Patch::Value(third.into()), overlap_seconds: Patch::Value(0) };
     let rotated = rotate(&mut conn, asked).await.unwrap();
     assert!(!rotated.destination.settings.has_previous_signing_secret);
     signed_by(&[third], &[first.reveal(), second.reveal()]).await;
-    let bad = Rotate { signing_secret: Given::Value("whsec_!".into()), overlap_seconds: Given::Value(-1) };
+    let bad = Rotate { signing_secret: Patch::Value("whsec_!".into()), overlap_seconds: Patch::Value(-1) };
     let refused = rotate(&mut conn, bad).await.unwrap_err();
     assert_eq!(crate::fields(refused).0, ["overlap_seconds", "signing_secret"]);
     posthaste.assert_silent_about(&[first.reveal(), second.reveal(), third]);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use posthaste::manage::Fault;
 use posthaste::manage::destinations::{self, Disable};
-use posthaste::manage::given::Given;
 use posthaste::manage::jobs::{self, Backfill, Begun};
+use posthaste::manage::patch::Patch;
 use posthaste::model::{DestinationId, OrgId};
 use serde_json::json;
 
@@ -36,7 +36,7 @@ async fn enabling_counts_what_was_missed_and_a_backfill_from_there_queues_just_t
     for (turn, how) in ["by hand", "by an update", "by SQL"].into_iter().enumerate() {
         match turn {
             0 => {
-                let reason = Given::Value("moving".into());
+                let reason = Patch::Value("moving".into());
                 let disable = destinations::disable(&mut conn, org, OPERATOR, id, Disable { reason });
                 let view = disable.await.unwrap();
                 assert!(!view.enabled && view.disabled_at.is_some());

@@ -22,7 +22,7 @@ use world::{Figures, World};
 const SECONDS: u64 = 100;
 
 /// Seeds that once found something.
-const FOUND: [u64; 0] = [];
+const FOUND: [u64; 7] = [51, 53, 69, 129, 775, 833, 1481];
 
 fn run(seed: u64, base: Instant, trace: bool) -> Figures {
     match World::new(seed, base, trace).run() {

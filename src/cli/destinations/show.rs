@@ -1,6 +1,6 @@
 //! What people see of destinations.
 
-use crate::cli::desk;
+use crate::cli::common;
 use crate::manage::List;
 use crate::manage::destinations::{
     CountView, CreatedView, DeletedView, EnabledView, RotatedView, StatsView, TestView, View,
@@ -21,12 +21,12 @@ pub(super) fn list(page: &List<View>) {
         ]
     };
     let headings = ["ID", "NAME", "STATE", "URL", "EVENT TYPES", "WHY DISABLED"];
-    desk::table(headings, page.items.iter().map(row));
-    desk::next(page.next_cursor.as_ref());
+    common::table(headings, page.items.iter().map(row));
+    common::next(page.next_cursor.as_ref());
 }
 
 fn switched(enabled: bool) -> String {
-    desk::state(if enabled { "enabled" } else { "disabled" })
+    common::state(if enabled { "enabled" } else { "disabled" })
 }
 
 pub(super) fn show(view: &View) {
@@ -36,7 +36,7 @@ pub(super) fn show(view: &View) {
     let members: String = members.map(|member| format!(", {member}")).collect();
     let empty = |json: &str| Some(json.to_owned()).filter(|json| json != "{}");
     let names = |names: &[String]| Some(names.join(", ")).filter(|names| !names.is_empty());
-    desk::fields([
+    common::fields([
         ("destination", Some(view.id.to_string())),
         ("name", Some(view.name.clone())),
         ("state", Some(switched(view.enabled))),
@@ -108,8 +108,8 @@ pub(super) fn enabled(enabled: &EnabledView) {
 }
 
 pub(super) fn tested(test: &TestView) {
-    desk::fields([
-        ("result", Some(desk::state(if test.delivered { "delivered" } else { "failed" }))),
+    common::fields([
+        ("result", Some(common::state(if test.delivered { "delivered" } else { "failed" }))),
         ("event", Some(test.event_id.to_string())),
         ("took", Some(format!("{} ms", test.latency_ms))),
         ("response", test.response_status.map(|status| status.to_string())),
@@ -123,7 +123,7 @@ pub(super) fn stats(stats: &StatsView) {
         Some(format!("{}{count}", if complete { "" } else { "more than " }))
     };
     let rate = stats.success_rate.map(|rate| format!("{:.1} % of the latest", rate * 100.0));
-    desk::fields([
+    common::fields([
         ("state", Some(switched(stats.enabled))),
         ("disabled", stats.disabled_at.clone()),
         ("why", stats.disabled_reason.clone()),
@@ -133,7 +133,7 @@ pub(super) fn stats(stats: &StatsView) {
         ("dead", count(stats.deliveries.dead)),
         ("success", rate),
         ("oldest waits", stats.oldest_pending_age_seconds.map(|age| format!("{age:.1} s"))),
-        ("breaker", Some(desk::state(stats.breaker))),
+        ("breaker", Some(common::state(stats.breaker))),
         ("tripped", stats.tripped_at.clone()),
         ("next probe", stats.next_probe_at.clone()),
         ("paused until", stats.paused_until.clone()),

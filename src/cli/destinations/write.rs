@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::value::RawValue;
 
-use crate::cli::desk::{self, Failure};
+use crate::cli::common::{self, Failure};
 use crate::manage::destinations::Changes;
-use crate::manage::given::Given;
 use crate::manage::input;
+use crate::manage::patch::Patch;
 
 /// Bytes of a document: certificates are the largest part.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
@@ -67,7 +67,7 @@ impl WriteArgs {
     /// What is wrong with the document, or cannot be read of it.
     pub fn changes(&self) -> Result<Changes, Failure> {
         let mut changes = match &self.from_json {
-            Some(file) => input::read_object(&desk::input(Some(file), MAX_DOCUMENT_BYTES)?)?,
+            Some(file) => input::read_object(&common::input(Some(file), MAX_DOCUMENT_BYTES)?)?,
             None => Changes::default(),
         };
         over(&mut changes.name, self.name.clone());
@@ -77,7 +77,7 @@ impl WriteArgs {
         over(&mut changes.event_types, self.event_types.as_ref().map(types));
         if let Some(filter) = &self.event_filter {
             let filter = RawValue::from_string(filter.clone());
-            changes.event_filter = filter.map_or(Given::Wrong, Given::Value);
+            changes.event_filter = filter.map_or(Patch::Wrong, Patch::Value);
         }
         over(&mut changes.batch_size, self.batch_size);
         over(&mut changes.timeout_ms, self.timeout_ms);
@@ -103,8 +103,8 @@ impl WriteArgs {
     }
 }
 
-fn over<T>(given: &mut Given<T>, flag: Option<T>) {
+fn over<T>(given: &mut Patch<T>, flag: Option<T>) {
     if let Some(value) = flag {
-        *given = Given::Value(value);
+        *given = Patch::Value(value);
     }
 }

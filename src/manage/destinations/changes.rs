@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::FILTER_FIELD;
-use crate::manage::given::{Form, Given};
 use crate::manage::input::{Faults, Members, has_nul};
+use crate::manage::patch::{Form, Patch};
 use crate::model::{Secret, Settings};
-use crate::store::destinations::desk::Written;
+use crate::store::destinations::managed::Written;
 
 /// Characters of a name, as its column has them.
 const MAX_NAME: usize = 100;
@@ -42,53 +42,53 @@ pub struct Changes {
     /// A name, of which its organization has one; 1 to 100 characters.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 100)]
-    pub name: Given<String>,
+    pub name: Patch<String>,
     /// Where to send, `https://…` or `http://…`. When a key changes its origin (scheme, host or port), the
     /// credentials must come with it, or they are dropped.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = "uri")]
-    pub url: Given<String>,
+    pub url: Patch<String>,
     /// `none` (the default), `bearer`, `basic`, `header` or `oauth2`.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub auth_type: Given<String>,
+    pub auth_type: Patch<String>,
     /// What that needs, as a whole: `token`; `username` and `password`; `header_name` and `header_value`;
     /// `token_url`, `client_id`, `client_secret`, and maybe `scope`, `audience` and `client_auth`.
     #[serde(default)]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
-    pub auth_config: Given<BTreeMap<String, String>>,
+    pub auth_config: Patch<BTreeMap<String, String>>,
     /// Types of events, at most 100; an entry may end in `*`. Empty, the default: all.
     #[serde(default)]
     #[schema(value_type = Option<Vec<EventTypePattern>>, max_items = 100)]
-    pub event_types: Given<Vec<String>>,
+    pub event_types: Patch<Vec<String>>,
     /// What the payload must contain, and a predicate `$jsonpath`. `{}`, the default: anything.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub event_filter: Given<Box<RawValue>>,
+    pub event_filter: Patch<Box<RawValue>>,
     /// Whether events are queued and sent; true by default.
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
-    pub enabled: Given<bool>,
+    pub enabled: Patch<bool>,
     /// Events of one request, 1 (the default) to 100; above 1 bodies are arrays.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 100)]
-    pub batch_size: Given<i64>,
+    pub batch_size: Patch<i64>,
     /// Limit of a request, 1,000 to 30,000 ms, 5,000 by default.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1000, maximum = 30000)]
-    pub timeout_ms: Given<i64>,
+    pub timeout_ms: Patch<i64>,
     /// Retries after the first attempt, 0 to 10, 3 by default.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 10)]
-    pub retry_max: Given<i64>,
+    pub retry_max: Patch<i64>,
     /// Delay before the first retry, 100 ms or more, 1,000 by default; it doubles with each.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 100)]
-    pub retry_backoff_ms: Given<i64>,
+    pub retry_backoff_ms: Patch<i64>,
     /// `whsec_…`, `whsk_…` or any text. Absent at creation: one is made and shown once. Null: no signatures.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 255)]
-    pub signing_secret: Given<String>,
+    pub signing_secret: Patch<String>,
     /// Everything else. Null: all of it back to its defaults.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<SettingsChanges>)]
@@ -103,73 +103,73 @@ pub struct SettingsChanges {
     /// `standard` (the default) or `flat`.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub payload_format: Given<String>,
+    pub payload_format: Patch<String>,
     /// Options of the format, as a whole. Its members `routing_key`, `api_key`, `token`, `secret` and
     /// `password` are never shown.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    pub format_options: Given<Map<String, Value>>,
+    pub format_options: Patch<Map<String, Value>>,
     /// Requests per second; null, the default: any number.
     #[serde(default)]
     #[schema(value_type = Option<f64>)]
-    pub rate_limit_per_second: Given<f64>,
+    pub rate_limit_per_second: Patch<f64>,
     /// Requests that may follow each other at once under that limit, 1 or more.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1)]
-    pub rate_limit_burst: Given<i64>,
+    pub rate_limit_burst: Patch<i64>,
     /// Requests in flight, 1 to 10,000; null: as the dispatcher is configured.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 10000)]
-    pub max_in_flight: Given<i64>,
+    pub max_in_flight: Patch<i64>,
     /// One attempt at a time, in order; false by default.
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
-    pub ordered: Given<bool>,
+    pub ordered: Patch<bool>,
     /// How long a batch waits to fill, 0 (the default) to 300,000 ms.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 300000)]
-    pub batch_wait_ms: Given<i64>,
+    pub batch_wait_ms: Patch<i64>,
     /// Events per request, 1 to 10,000; null, the default: `batch_size`.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 10000)]
-    pub batch_max_events: Given<i64>,
+    pub batch_max_events: Patch<i64>,
     /// Bytes of JSON per request, 1,024 to 67,108,864; null, the default: `POSTHASTE_MAX_EVENT_BYTES`. A
     /// single event may have more.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1024, maximum = 67108864)]
-    pub batch_max_bytes: Given<i64>,
+    pub batch_max_bytes: Patch<i64>,
     /// Older deliveries are given up, 1 s or more; null, the default: never.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 1)]
-    pub max_age_seconds: Given<i64>,
+    pub max_age_seconds: Patch<i64>,
     /// Further headers of each request, as a whole: at most 50. Their values are never shown.
     #[serde(default)]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
-    pub extra_headers: Given<BTreeMap<String, String>>,
+    pub extra_headers: Patch<BTreeMap<String, String>>,
     /// `standard` (the default) or `hex`.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub signature_scheme: Given<String>,
+    pub signature_scheme: Patch<String>,
     /// Header of the `hex` scheme; null, the default: `x-webhook-signature`.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub signature_header: Given<String>,
+    pub signature_header: Patch<String>,
     /// Compress bodies; false by default.
     #[serde(default)]
     #[schema(value_type = Option<bool>)]
-    pub gzip: Given<bool>,
+    pub gzip: Patch<bool>,
     /// Client certificate chain, PEM; with `tls_client_key`.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub tls_client_cert: Given<String>,
+    pub tls_client_cert: Patch<String>,
     /// Key of the client certificate, PEM. Never shown.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub tls_client_key: Given<String>,
+    pub tls_client_key: Patch<String>,
     /// Roots to trust instead of the system's, PEM.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    pub tls_ca: Given<String>,
+    pub tls_ca: Patch<String>,
 }
 
 /// Null is not the same as absent.
@@ -224,8 +224,8 @@ impl Changes {
         }
         let destination = &mut to.destination;
         set(&mut destination.url, self.url, "url", String::new(), faults);
-        let is_none = matches!(&self.auth_type, Given::Null)
-            || matches!(&self.auth_type, Given::Value(name) if name == "none");
+        let is_none = matches!(&self.auth_type, Patch::Null)
+            || matches!(&self.auth_type, Patch::Value(name) if name == "none");
         set(&mut destination.auth_type, self.auth_type, "auth_type", "none".into(), faults);
         match self.auth_config.take("auth_config", BTreeMap::new(), faults) {
             Some(members) => {
@@ -343,7 +343,7 @@ const SCHEME: &str = "settings.signature_scheme";
 /// The largest number that an integer column has.
 const MOST: i64 = i32::MAX as i64;
 
-fn set<T: Form>(to: &mut T, given: Given<T>, field: &str, default: T, faults: &mut Faults) {
+fn set<T: Form>(to: &mut T, given: Patch<T>, field: &str, default: T, faults: &mut Faults) {
     if let Some(value) = given.take(field, default, faults) {
         *to = value;
     }
@@ -351,7 +351,7 @@ fn set<T: Form>(to: &mut T, given: Given<T>, field: &str, default: T, faults: &m
 
 fn set_count(
     to: &mut Option<u32>,
-    given: Given<i64>,
+    given: Patch<i64>,
     field: &str,
     range: std::ops::RangeInclusive<i64>,
     faults: &mut Faults,
@@ -368,7 +368,7 @@ fn set_count(
 }
 
 fn number(
-    given: Given<i64>,
+    given: Patch<i64>,
     field: &str,
     default: i64,
     range: std::ops::RangeInclusive<i64>,

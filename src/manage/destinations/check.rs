@@ -12,7 +12,7 @@ use crate::manage::{Fault, FieldFault};
 use crate::model::{Destination, OrgId, Secret};
 use crate::outbound::{Fault as TargetFault, Target};
 use crate::policy::keyring::{CannotSeal, Field, KeyRing, Stored};
-use crate::store::destinations::desk::{self, Written};
+use crate::store::destinations::managed::{self, Written};
 use crate::store::{Connection, StoreError, secrets};
 
 /// Bytes of a secret that is made here, as Standard Webhooks recommends.
@@ -33,7 +33,7 @@ pub(super) async fn check(
     faults: &mut Faults,
 ) -> Result<(), Fault> {
     if touched.filter && !faults.has(FILTER_FIELD) {
-        match desk::filter_fault(db, after.event_filter.as_deref().unwrap_or("{}")).await {
+        match managed::filter_fault(db, after.event_filter.as_deref().unwrap_or("{}")).await {
             Ok(fault) => fault.into_iter().for_each(|fault| faults.add(FILTER_FIELD, fault)),
             Err(error) if error.is_about_data() => faults.add(FILTER_FIELD, error.to_string()),
             Err(error) => return Err(error.into()),

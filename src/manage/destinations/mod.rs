@@ -26,7 +26,7 @@ use crate::model::{Destination, DestinationId, OrgId, RetryPolicy, Secret, Setti
 use crate::outbound::Network;
 use crate::policy::keyring::KeyRing;
 use crate::store::Connection;
-use crate::store::destinations::{self, desk};
+use crate::store::destinations::{self, managed};
 
 pub use self::changes::{Changes, EventTypePattern, SettingsChanges};
 pub use self::probe::{Probe, TestView, prepare};
@@ -120,7 +120,7 @@ pub async fn create(
     let with_settings = new.destination.settings != Settings::default();
     let (id, name) = (new.destination.id, new.name.clone());
     let most = principal.is_key().then_some(setup.max_destinations);
-    let created = desk::insert(db, &new, with_settings, most).await;
+    let created = managed::insert(db, &new, with_settings, most).await;
     if !created.map_err(|error| refused(org, &name, error))? {
         return Err(Fault::Conflict(format!(
             "the organization has {} destinations or more, and keys may create no further ones: delete one, \
@@ -142,7 +142,7 @@ pub async fn list(
     query: &Query,
 ) -> Result<List<View>, Fault> {
     let (limit, cursor) = query.read()?;
-    Ok(shown(desk::list(db, org, cursor, limit).await?, |written| View::of(written, principal)))
+    Ok(shown(managed::list(db, org, cursor, limit).await?, |written| View::of(written, principal)))
 }
 
 /// One destination of `org`.
@@ -195,7 +195,7 @@ pub async fn update(
         check(db, &after, Some(&before), touched, setup, &mut faults).await?;
         seal(&mut after.destination, touched, setup.keys, &mut faults);
         faults.check(())?;
-        let done = desk::update(db, &after, touched.filter, touched.settings).await;
+        let done = managed::update(db, &after, touched.filter, touched.settings).await;
         if done.map_err(|error| refused(org, &after.name, error))? {
             return Ok(UpdatedView { destination: one(db, org, principal, id).await?, dropped });
         }
@@ -222,8 +222,8 @@ pub async fn delete(
     switch_off(db, id, "it is being deleted").await?;
     let mut deliveries = 0;
     loop {
-        deliveries += desk::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
-        if desk::delete(db, org, id).await? {
+        deliveries += managed::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
+        if managed::delete(db, org, id).await? {
             return Ok(DeletedView { deleted: true, deliveries });
         }
         if clock::now() >= until {
@@ -232,13 +232,13 @@ pub async fn delete(
     }
 }
 
-async fn written(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<desk::Written, Fault> {
-    desk::get(db, org, id).await?.ok_or_else(|| unknown(id))
+async fn written(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<managed::Written, Fault> {
+    managed::get(db, org, id).await?.ok_or_else(|| unknown(id))
 }
 
 /// A destination with its defaults.
-fn blank(org: OrgId) -> desk::Written {
-    desk::Written {
+fn blank(org: OrgId) -> managed::Written {
+    managed::Written {
         destination: Destination {
             id: DestinationId(Uuid::new_v4()),
             org,

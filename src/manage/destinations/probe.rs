@@ -18,7 +18,7 @@ use crate::model::{
 use crate::outbound::{Network, Request, Sender, Target};
 use crate::policy::classify::{Verdict, classify, message};
 use crate::store::Connection;
-use crate::store::destinations::desk;
+use crate::store::destinations::managed;
 
 /// The type of the event that is sent.
 const TEST_TYPE: &str = "webhook.test";
@@ -61,7 +61,7 @@ pub async fn prepare(
     let destination = written(db, org, id).await?.destination;
     let opened = setup.keys.open_all(destination);
     let destination = opened.map_err(|locked| Fault::Conflict(locked.to_string()))?;
-    let clock = DbClock::new(desk::clock(db).await?, clock::now());
+    let clock = DbClock::new(managed::clock(db).await?, clock::now());
     Ok(Probe { destination, network: setup.network.clone(), clock })
 }
 

@@ -9,12 +9,12 @@ use super::changes::Touched;
 use super::check::{check, refused_by_trigger, seal, signing_secret};
 use super::{Setup, View, one, switch_off, unknown, written};
 use crate::clock;
-use crate::manage::given::Given;
 use crate::manage::input::Faults;
+use crate::manage::patch::Patch;
 use crate::manage::{Fault, Once, Principal, jobs};
 use crate::model::{DestinationId, OrgId};
 use crate::store::Connection;
-use crate::store::destinations::desk;
+use crate::store::destinations::managed;
 use crate::store::jobs::{Kind, Spec};
 
 /// How long the secret before a rotation signs beside the new one unless it is said: a day for receivers to
@@ -36,7 +36,7 @@ pub struct Disable {
     /// Why, for whoever looks at it later; 1 to 500 characters.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 500)]
-    pub reason: Given<String>,
+    pub reason: Patch<String>,
 }
 
 /// How a secret is to be changed.
@@ -46,11 +46,11 @@ pub struct Rotate {
     /// The new secret; without, one is made.
     #[serde(default)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 255)]
-    pub signing_secret: Given<String>,
+    pub signing_secret: Patch<String>,
     /// For how many seconds the old one signs, too: 0 to 7,776,000, a day by default.
     #[serde(default)]
     #[schema(value_type = Option<i64>, minimum = 0, maximum = 7776000)]
-    pub overlap_seconds: Given<i64>,
+    pub overlap_seconds: Patch<i64>,
 }
 
 /// A destination that was enabled.
@@ -99,7 +99,7 @@ pub async fn enable(
     id: DestinationId,
     counting: Duration,
 ) -> Result<EnabledView, Fault> {
-    let enabled = desk::enable(db, org, id).await.map_err(|error| match refused_by_trigger(&error) {
+    let enabled = managed::enable(db, org, id).await.map_err(|error| match refused_by_trigger(&error) {
         Some(fault) => Fault::Conflict(fault.to_string()),
         None => error.into(),
     })?;
@@ -175,7 +175,7 @@ pub async fn rotate(
     seal(&mut after.destination, touched, setup.keys, &mut faults);
     faults.check(())?;
     let sealed = after.destination.signing_secret.as_ref().unwrap_or(&secret);
-    if !desk::rotate(db, org, id, sealed, overlap).await? {
+    if !managed::rotate(db, org, id, sealed, overlap).await? {
         return Err(unknown(id));
     }
     Ok(RotatedView { destination: one(db, org, principal, id).await?, signing_secret: Once(secret) })

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::manage::Principal;
 use crate::model::{DbTime, Settings};
-use crate::store::destinations::desk::Written;
+use crate::store::destinations::managed::Written;
 
 /// Members of `auth_config` that are no secrets.
 const SHOWN_MEMBERS: [&str; 7] =

@@ -46,7 +46,7 @@ const ERROR_CODES: [&str; 10] = [
 ];
 
 /// What a destination's tokens are asked for with. Checked; holds secrets.
-pub(super) struct Grant {
+pub(super) struct ClientCredentials {
     pub(super) endpoint: Endpoint,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
@@ -64,9 +64,9 @@ pub(super) struct Token {
     pub(super) use_until: Instant,
 }
 
-impl Grant {
+impl ClientCredentials {
     /// Reads the `auth_config` of `auth_type` `oauth2`.
-    pub(super) fn compile(members: &Members<'_>, network: &Network) -> Result<Grant, Fault> {
+    pub(super) fn compile(members: &Members<'_>, network: &Network) -> Result<ClientCredentials, Fault> {
         let fault = |why: &dyn std::fmt::Display| {
             Fault::Auth("auth_config.token_url".into(), format!("auth_config.token_url: {why}"))
         };
@@ -100,7 +100,12 @@ impl Grant {
                 return Err(Fault::Auth("auth_config.client_auth".into(), neither.into()));
             }
         }
-        Ok(Grant { endpoint, headers, body: form.finish().into(), client_secret: Secret::new(secret) })
+        Ok(ClientCredentials {
+            endpoint,
+            headers,
+            body: form.finish().into(),
+            client_secret: Secret::new(secret),
+        })
     }
 }
 

@@ -28,7 +28,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
 /// Arguments of all these commands.
 #[derive(clap::Args, Debug)]
-pub struct DeskArgs {
+pub struct CommonArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub database: DatabaseArgs,
@@ -91,7 +91,7 @@ impl Failure {
 /// Runs `work` on the database, and prints what it returns. Exit code 1: it was not done; 2: it was called
 /// wrongly.
 pub fn run<T: Serialize>(
-    args: &DeskArgs,
+    args: &CommonArgs,
     work: impl AsyncFnOnce(&mut Connection, OrgId) -> Result<T, Failure>,
     table: impl FnOnce(&T),
 ) -> ExitCode {

@@ -2,7 +2,7 @@
 //!
 //! awc reports a closed connection the same way whether it died of old age between two requests or in the
 //! middle of an answer. Only the first may be tried again at once, so the connection itself keeps the
-//! difference. It also has the head of each answer put right for awc (see `head.rs`).
+//! difference. It also has the head of each answer put right for awc (see `response_head_filter.rs`).
 
 use std::io::{self, Read as _};
 use std::pin::Pin;
@@ -14,8 +14,8 @@ use actix_rt::net::{ActixStream, Ready, TcpStream};
 use actix_tls::connect::rustls_0_23::reexports::AsyncTlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::head::Head;
 use super::phase::{self, Phase};
+use super::response_head_filter::Head;
 
 /// Bytes of a head that are read at once: most heads fit.
 const HEAD_READ_BYTES: usize = 2048;
@@ -61,7 +61,7 @@ enum Exchange {
 
 /// A connection that knows how many requests it has carried.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct TrackedStream {
     stream: Stream,
     peer: Arc<str>,
     exchange: Exchange,
@@ -101,13 +101,22 @@ impl Drop for Open {
     }
 }
 
-impl Wire {
+impl TrackedStream {
     /// A new connection to `peer`, which is a host and a port.
-    pub(super) fn new(stream: Stream, peer: Arc<str>) -> Wire {
+    pub(super) fn new(stream: Stream, peer: Arc<str>) -> TrackedStream {
         let head = Head::none();
         let _open = Open::new();
         let exchange = Exchange::Answering;
-        Wire { stream, peer, exchange, requests: 0, head, write_error: None, read_error: None, _open }
+        TrackedStream {
+            stream,
+            peer,
+            exchange,
+            requests: 0,
+            head,
+            write_error: None,
+            read_error: None,
+            _open,
+        }
     }
 
     fn ended(&self, error: Option<io::Error>) -> io::Error {
@@ -173,7 +182,7 @@ fn is_closed(kind: io::ErrorKind) -> bool {
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -194,7 +203,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for TrackedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.exchange == Exchange::Answering {
             self.exchange = Exchange::Asking;
@@ -242,7 +251,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl ActixStream for Wire {
+impl ActixStream for TrackedStream {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<Ready>> {
         match &self.stream {
             Stream::Plain(stream) => ActixStream::poll_read_ready(stream, cx),

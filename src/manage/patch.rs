@@ -13,7 +13,7 @@ use super::input::Faults;
 
 /// A member as it was given. `Debug` does not show its value, which may be a secret.
 #[derive(Clone, Default)]
-pub enum Given<T> {
+pub enum Patch<T> {
     /// Not given: at creation the default, in an update what it is already.
     #[default]
     Absent,
@@ -50,15 +50,15 @@ forms!(
     Box<RawValue>: "an object"
 );
 
-impl<T: Form> Given<T> {
+impl<T: Form> Patch<T> {
     /// The value, `default` for null, `None` where nothing is to change; notes a wrong type as a fault of
     /// `field`.
     pub fn take(self, field: &str, default: T, faults: &mut Faults) -> Option<T> {
         match self {
-            Given::Absent => None,
-            Given::Null => Some(default),
-            Given::Value(value) => Some(value),
-            Given::Wrong => {
+            Patch::Absent => None,
+            Patch::Null => Some(default),
+            Patch::Value(value) => Some(value),
+            Patch::Wrong => {
                 faults.add(field, format!("must be {}", T::FORM));
                 None
             }
@@ -68,10 +68,10 @@ impl<T: Form> Given<T> {
     /// The same for what may be nothing: null is nothing.
     pub fn take_optional(self, field: &str, faults: &mut Faults) -> Option<Option<T>> {
         match self {
-            Given::Null => Some(None),
-            Given::Absent => None,
-            Given::Value(value) => Some(Some(value)),
-            Given::Wrong => {
+            Patch::Null => Some(None),
+            Patch::Absent => None,
+            Patch::Value(value) => Some(Some(value)),
+            Patch::Wrong => {
                 faults.add(field, format!("must be {} or null", T::FORM));
                 None
             }
@@ -80,12 +80,12 @@ impl<T: Form> Given<T> {
 
     /// Whether nothing was given.
     pub fn is_absent(&self) -> bool {
-        matches!(self, Given::Absent)
+        matches!(self, Patch::Absent)
     }
 
     /// Whether null was given.
     pub fn is_null(&self) -> bool {
-        matches!(self, Given::Null)
+        matches!(self, Patch::Null)
     }
 
     /// Whether there is nothing, said or not.
@@ -94,30 +94,30 @@ impl<T: Form> Given<T> {
     }
 }
 
-impl<T> From<Option<T>> for Given<T> {
-    fn from(value: Option<T>) -> Given<T> {
-        value.map_or(Given::Absent, Given::Value)
+impl<T> From<Option<T>> for Patch<T> {
+    fn from(value: Option<T>) -> Patch<T> {
+        value.map_or(Patch::Absent, Patch::Value)
     }
 }
 
-impl<T> fmt::Debug for Given<T> {
+impl<T> fmt::Debug for Patch<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Given::Absent => "absent",
-            Given::Null => "null",
-            Given::Value(_) => "***",
-            Given::Wrong => "wrong",
+            Patch::Absent => "absent",
+            Patch::Null => "null",
+            Patch::Value(_) => "***",
+            Patch::Wrong => "wrong",
         })
     }
 }
 
-impl<'de, T: Form> Deserialize<'de> for Given<T> {
+impl<'de, T: Form> Deserialize<'de> for Patch<T> {
     /// Never fails where the JSON itself is right. As text, so that no number loses its digits on the way.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Given<T>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Patch<T>, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         Ok(match text.get() {
-            "null" => Given::Null,
-            text => serde_json::from_str(text).map_or(Given::Wrong, Given::Value),
+            "null" => Patch::Null,
+            text => serde_json::from_str(text).map_or(Patch::Wrong, Patch::Value),
         })
     }
 }
