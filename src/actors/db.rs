@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 pub use self::claiming::Refresh;
 pub use self::refused::{CannotLoad, Withdraw};
-use super::Lifeline;
+use super::ExitGuard;
 use super::claim_connection::ClaimConnection;
 use super::claims::Claims;
 use super::faults::Faults;
@@ -189,12 +189,12 @@ pub struct DbActor {
     stats: DbSnapshot,
     claim_outage: Outage,
     record_outage: Outage,
-    _lifeline: Lifeline,
+    _exit_guard: ExitGuard,
 }
 
 impl DbActor {
     /// An actor for the database behind `options`, which keeps at most `bytes` of events in memory.
-    pub fn new(config: Config, options: ConnectOptions, bytes: Limit, lifeline: Lifeline) -> DbActor {
+    pub fn new(config: Config, options: ConnectOptions, bytes: Limit, exit_guard: ExitGuard) -> DbActor {
         DbActor {
             config,
             bytes,
@@ -218,7 +218,7 @@ impl DbActor {
             stats: DbSnapshot::default(),
             claim_outage: Outage::default(),
             record_outage: Outage::default(),
-            _lifeline: lifeline,
+            _exit_guard: exit_guard,
         }
     }
 

@@ -106,12 +106,12 @@ impl Trouble {
 
 /// Held by an actor without which nothing goes on: tells when that has ended, as only a panic makes it end
 /// before the process does.
-pub struct Lifeline {
+pub struct ExitGuard {
     name: &'static str,
     ended: Arc<watch::Sender<&'static str>>,
 }
 
-impl Drop for Lifeline {
+impl Drop for ExitGuard {
     fn drop(&mut self) {
         self.ended.send_replace(self.name);
     }
@@ -184,8 +184,8 @@ impl Dispatcher {
         let pool = store::pool(patient, POOL_CONNECTIONS);
         let (told, ended) = watch::channel("");
         let told = Arc::new(told);
-        let lifeline = |name| Lifeline { name, ended: told.clone() };
-        let db = DbActor::new(config.clone(), planned, bytes, lifeline("the database actor")).start();
+        let exit_guard = |name| ExitGuard { name, ended: told.clone() };
+        let db = DbActor::new(config.clone(), planned, bytes, exit_guard("the database actor")).start();
         let jobs = Runner::start(store::pool(store::indexed(options.clone()), 1), config.poll_interval);
         let ages = config.operations.retention;
         let retention = (!ages.is_off()).then(|| RetentionActor::new(options.clone(), ages).start());
@@ -198,8 +198,8 @@ impl Dispatcher {
             tallies,
             trouble: Trouble::default(),
         });
-        let lifeline = lifeline("the supervisor");
-        let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), lifeline).start();
+        let exit_guard = exit_guard("the supervisor");
+        let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), exit_guard).start();
         Ok(Dispatcher { pool, supervisor, db, ended, jobs, retention, shared, options })
     }
 

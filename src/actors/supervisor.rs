@@ -17,11 +17,11 @@ use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
 use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims, Withdraw};
-use super::destination::{self, DestinationActor, GoOn, Links, Reconfigure, Retire, Stopped, Wake};
+use super::destination::{self, DestinationActor, GoOn, Handles, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{Hinted, Listening, listen};
 use super::outage::Outage;
 use super::unusable::UnusableDestinations;
-use super::{Lifeline, Shared};
+use super::{ExitGuard, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
 use crate::policy::health::Saved;
@@ -112,12 +112,12 @@ pub struct Supervisor {
     stats: SupervisorSnapshot,
     stopping: Option<oneshot::Sender<()>>,
     is_stopping: bool,
-    _lifeline: Lifeline,
+    _exit_guard: ExitGuard,
 }
 
 impl Supervisor {
     /// A supervisor whose destinations use `db`.
-    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: Pool, lifeline: Lifeline) -> Supervisor {
+    pub fn new(shared: Arc<Shared>, db: Addr<DbActor>, pool: Pool, exit_guard: ExitGuard) -> Supervisor {
         Supervisor {
             shared,
             db,
@@ -140,7 +140,7 @@ impl Supervisor {
             stats: SupervisorSnapshot::default(),
             stopping: None,
             is_stopping: false,
-            _lifeline: lifeline,
+            _exit_guard: exit_guard,
         }
     }
 
@@ -292,11 +292,12 @@ impl Supervisor {
         let generation = self.generation;
         let woken = Arc::new(AtomicBool::new(false));
         let Some(stopped) = self.reports.clone() else { return };
-        let links = Links { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
+        let handles =
+            Handles { db: self.db.clone(), stopped, shared: self.shared.clone(), woken: woken.clone() };
         let arbiter = &self.arbiters[generation as usize % self.arbiters.len()];
         let db_clock = DbClock::new(now, clock::now());
         let addr = DestinationActor::start_in_arbiter(&arbiter.handle(), move |_| {
-            DestinationActor::new(destination, saved, db_clock, generation, links)
+            DestinationActor::new(destination, saved, db_clock, generation, handles)
         });
         let child = Child { addr: addr.clone(), generation, version, woken };
         child.wake();

@@ -108,7 +108,7 @@ impl Drop for StopGuard {
 
 /// Whom an actor of this kind sends to, and what all of them share.
 #[derive(Clone)]
-pub struct Links {
+pub struct Handles {
     /// Claims and results.
     pub db: Addr<DbActor>,
     /// Reports.
@@ -122,7 +122,7 @@ pub struct Links {
 /// See the module.
 pub struct DestinationActor {
     destination: Box<Destination>,
-    links: Links,
+    handles: Handles,
     guard: StopGuard,
     sender: Result<Rc<Sender>, String>,
     counting: Counting,
@@ -142,22 +142,22 @@ impl DestinationActor {
         saved: Saved,
         db_clock: DbClock,
         generation: u64,
-        links: Links,
+        handles: Handles,
     ) -> Self {
         // Before anything else: what panics below is told as well.
         let stopped = Stopped { destination: destination.id, generation, clean: false };
-        let guard = StopGuard { stopped, to: links.stopped.clone() };
+        let guard = StopGuard { stopped, to: handles.stopped.clone() };
         DestinationActor {
-            sender: compile(&destination, &links.shared),
-            counting: links.shared.tallies.register(destination.id, destination.org),
+            sender: compile(&destination, &handles.shared),
+            counting: handles.shared.tallies.register(destination.id, destination.org),
             clock: db_clock,
-            machine: Machine::new(rules(&destination, &links.shared), saved, clock::now()),
+            machine: Machine::new(rules(&destination, &handles.shared), saved, clock::now()),
             tasks: BTreeMap::new(),
             slot: None,
             alarm: None,
             guard,
             destination,
-            links,
+            handles,
         }
     }
 
@@ -176,7 +176,7 @@ impl DestinationActor {
 
     fn decide(&mut self, event: Event<Held>) {
         let now = clock::now();
-        let busy = self.links.shared.slots.held() as u32;
+        let busy = self.handles.shared.slots.held() as u32;
         self.machine.handle(event, Moment { now, db_now: self.clock.at(now), chance: fastrand::f64(), busy });
     }
 
@@ -201,10 +201,10 @@ impl DestinationActor {
                 let reply = ctx.address().recipient();
                 self.db().do_send(Renew { leases, is_uncertain: false, reply });
             }
-            Effect::Record(outcomes) => outbox::record(&self.links.db, outcomes),
+            Effect::Record(outcomes) => outbox::record(&self.handles.db, outcomes),
             Effect::WakeAt(moment) => self.wake_at(moment, ctx),
             Effect::Remember(saved) => self.db().do_send(Remember(id, saved)),
-            Effect::Backlog(has_backlog) => self.links.shared.backlogs.note(id, has_backlog),
+            Effect::Backlog(has_backlog) => self.handles.shared.backlogs.note(id, has_backlog),
             Effect::Disable(reason) => self.db().do_send(Disable(id, reason)),
             Effect::Tell(notice) => self.tell(notice),
             Effect::Stop => {
@@ -216,7 +216,7 @@ impl DestinationActor {
 
     /// Gets a slot of the process, now or when it is its organization's turn.
     fn acquire_slot(&mut self, ctx: &mut Context<Self>) {
-        let slots = &self.links.shared.slots;
+        let slots = &self.handles.shared.slots;
         self.slot = slots.take_one_or_wait(self.destination.org, || ctx.address().recipient());
         if self.slot.is_some() {
             self.decide(Event::SlotAcquired);
@@ -271,7 +271,7 @@ impl DestinationActor {
     /// Whatever it is sent comes after the results from before.
     fn db(&self) -> &Addr<DbActor> {
         outbox::flush();
-        &self.links.db
+        &self.handles.db
     }
 }
 
@@ -312,7 +312,7 @@ impl Handler<Wake> for DestinationActor {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
-        self.links.woken.store(false, Ordering::Release);
+        self.handles.woken.store(false, Ordering::Release);
         self.handle_event(Event::Woken, ctx);
     }
 }
@@ -386,10 +386,10 @@ impl Handler<Reconfigure> for DestinationActor {
         log::info!("destination={} has changed", destination.id);
         // Encrypting a secret, for one, changes the row and not the destination: connections are kept.
         if destination != self.destination && !self.machine.is_halted() {
-            self.sender = compile(&destination, &self.links.shared);
+            self.sender = compile(&destination, &self.handles.shared);
             self.destination = destination;
         }
-        let rules = rules(&self.destination, &self.links.shared);
+        let rules = rules(&self.destination, &self.handles.shared);
         self.handle_event(Event::Reconfigured(Box::new(rules), saved), ctx);
     }
 }

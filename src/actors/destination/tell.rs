@@ -50,7 +50,7 @@ impl DestinationActor {
 
     /// Writes an operational event, unless nobody wants them.
     fn announce(&self, event_type: &'static str, content: String, mut payload: serde_json::Value) {
-        if self.links.shared.config.operational_events {
+        if self.handles.shared.config.operational_events {
             payload["destination_id"] = self.destination.id.to_string().into();
             let payload = payload.to_string();
             let org = self.destination.org;
@@ -64,7 +64,7 @@ impl DestinationActor {
         let Failed { delivery, event, attempt, deliveries, verdict, duration, what } = failed;
         let millis = duration.as_millis();
         let ours = *verdict == Verdict::OurFault;
-        if ours && self.links.shared.trouble.is_news(what, clock::now()) {
+        if ours && self.handles.shared.trouble.is_news(what, clock::now()) {
             log::error!("requests wait, and nothing is charged: {what}");
         }
         let level = if ours { log::Level::Debug } else { log::Level::Warn };
