@@ -70,6 +70,8 @@
 //!   polling.
 //! - **Destinations pull.** No queue in this process grows with the backlog.
 //! - **One destination's trouble stays its own**: its connections, its limits, its lookups, its panics.
+//! - **Whatever may panic or freeze is supervised**; what cannot be started again ends the process
+//!   ([`actors::supervision`]).
 //! - **A payload is never parsed and copied once**: from the row, into the body.
 //! - **Secrets are never shown**, neither in logs nor in errors nor by `Debug`.
 

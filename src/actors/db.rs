@@ -17,13 +17,13 @@ use tokio::sync::oneshot;
 
 pub use self::claiming::Refresh;
 pub use self::refused::{CannotLoad, Withdraw};
-use super::ExitGuard;
 use super::claim_connection::ClaimConnection;
 use super::claims::Claims;
 use super::faults::Faults;
 use super::limit::{Freed, Held, Limit};
 use super::outage::Outage;
 use super::record_connection::RecordConnection;
+use super::supervision::{ExitGuard, Ping};
 use super::tally::{self, Histogram, RESULTS};
 use super::work::Work;
 use crate::clock;
@@ -422,6 +422,22 @@ impl Handler<super::Panic> for DbActor {
     fn handle(&mut self, _: super::Panic, _: &mut Self::Context) {
         panic!("a test asked for it");
     }
+}
+
+#[cfg(test)]
+impl Handler<super::Freeze> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::Freeze, ctx: &mut Self::Context) {
+        // Nothing of its mailbox is looked at any more.
+        ctx.wait(std::future::pending().into_actor(self));
+    }
+}
+
+impl Handler<Ping> for DbActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) {}
 }
 
 impl Handler<Snapshot> for DbActor {

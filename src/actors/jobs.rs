@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_rt::task::JoinHandle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
+use super::supervision::{Part, Stop, StopHandle, Supervision};
 use crate::clock;
 use crate::model::JobId;
 use crate::store::jobs::{self, Kind, Pace, State};
@@ -30,50 +30,40 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// The task that works on jobs.
 #[derive(Clone)]
-pub struct Runner(Arc<Inner>);
-
-struct Inner {
-    wake: Notify,
-    stop: watch::Sender<bool>,
-    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+pub struct Runner {
+    wake: Arc<Notify>,
+    stop: StopHandle,
 }
 
 impl Runner {
     /// Starts it. It looks for jobs every `poll`.
-    pub fn start(pool: Pool, poll: Duration) -> Runner {
-        let runner = Runner(Arc::new(Inner {
-            wake: Notify::new(),
-            stop: watch::Sender::new(false),
-            task: std::sync::Mutex::new(None),
-        }));
-        let task = actix_rt::spawn(run(runner.clone(), pool, poll));
-        *runner.0.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(task);
+    pub fn start(supervision: Supervision, pool: Pool, poll: Duration) -> Runner {
+        let wake = Arc::new(Notify::new());
+        let (handle, stop) = StopHandle::new();
+        let runner = Runner { wake: wake.clone(), stop: handle };
+        actix_rt::spawn(async move {
+            let run = async |stop: Stop| run(&pool, &wake, poll, stop).await;
+            supervision.keep_running(Part::Jobs, stop, run).await;
+        });
         runner
     }
 
     /// There may be a new job.
     pub fn wake(&self) {
-        self.0.wake.notify_one();
+        self.wake.notify_one();
     }
 
     /// Lets the batch that is under way end, and stops. What is left goes on with the next process.
     pub async fn stop(&self) {
-        self.0.stop.send_replace(true);
-        let task = self.0.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(task) = task
-            && task.await.is_err()
-        {
-            log::error!("the runner of jobs had panicked");
-        }
+        self.stop.stop().await;
     }
 }
 
-async fn run(runner: Runner, pool: Pool, poll: Duration) {
-    let mut stop = runner.0.stop.subscribe();
+async fn run(pool: &Pool, wake: &Notify, poll: Duration, mut stop: Stop) {
     let mut worker = Worker::new(GENTLE);
     let mut said = String::new();
-    while !*stop.borrow_and_update() {
-        let wait = match turn(&pool, &mut worker).await {
+    while !stop.is_asked() {
+        let wait = match turn(pool, &mut worker).await {
             Ok(wait) => {
                 said.clear();
                 wait.map_or(poll, |wait| wait.min(poll))
@@ -88,8 +78,8 @@ async fn run(runner: Runner, pool: Pool, poll: Duration) {
             }
         };
         tokio::select! {
-            _ = stop.changed() => {}
-            () = runner.0.wake.notified() => {}
+            () = stop.asked() => {}
+            () = wake.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }

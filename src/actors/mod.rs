@@ -12,14 +12,13 @@
 //!                                     a task per request
 //! ```
 //!
-//! Beside them the [`RetentionActor`] deletes what is old; it knows nobody.
-//!
 //! Destinations are spread over arbiters (threads); everything else runs on the main thread. Mailboxes are
 //! never full: a destination has at most one `Claim` and one `Wake` under way and a `Finished` per request in
 //! flight, so what waits is bounded by destinations and by [`Limit`]s. Two limits belong to the whole process
 //! and are shared fairly between organizations: requests in flight, and bytes of events in memory.
 //!
-//! Beside them, [`jobs`] queues deliveries for replays and backfills, through the database.
+//! Beside them, the task of [`jobs`] queues deliveries for replays and backfills, through the database, and
+//! that of [`retention`] deletes what is old. [`supervision`] says what becomes of what panics or freezes.
 //!
 //! Shutdown, in this order: no jobs and no claims any more; every destination gives back what has not started
 //! and ends what has, within the grace; the results are written; the arbiters stop.
@@ -38,6 +37,7 @@ mod outage;
 mod outbox;
 mod record_connection;
 pub mod retention;
+pub mod supervision;
 pub mod supervisor;
 pub mod tally;
 #[cfg(test)]
@@ -50,13 +50,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use tokio::sync::watch;
 
 use self::backlogs::Backlogs;
 use self::db::DbActor;
-use self::jobs::Runner;
 use self::limit::Limit;
-use self::retention::{RetentionActor, RetentionSnapshot};
+use self::retention::RetentionSnapshot;
+use self::supervision::Supervision;
 use self::supervisor::Supervisor;
 use self::tally::Tallies;
 use crate::config::Config;
@@ -68,6 +67,10 @@ const POOL_CONNECTIONS: u32 = 4;
 
 /// How often the same trouble of our own is told: every request meets it, and once is enough.
 const TROUBLE_REPEATED_AFTER: Duration = Duration::from_secs(60);
+
+/// What must answer, as the log calls it.
+const SUPERVISOR: &str = "the supervisor";
+const DB_ACTOR: &str = "the database actor";
 
 /// What all destinations share.
 pub struct Shared {
@@ -81,6 +84,8 @@ pub struct Shared {
     pub backlogs: Backlogs,
     /// What destinations count.
     pub tallies: Arc<Tallies>,
+    /// What becomes of whatever panics or freezes.
+    pub supervision: Supervision,
     /// What is wrong with this process or its machine, when it was told last.
     pub trouble: Trouble,
 }
@@ -104,24 +109,25 @@ impl Trouble {
     }
 }
 
-/// Held by an actor without which nothing goes on: tells when that has ended, as only a panic makes it end
-/// before the process does.
-pub struct ExitGuard {
-    name: &'static str,
-    ended: Arc<watch::Sender<&'static str>>,
-}
-
-impl Drop for ExitGuard {
-    fn drop(&mut self) {
-        self.ended.send_replace(self.name);
-    }
-}
-
 /// From a test: panic, to see what becomes of it.
 #[cfg(test)]
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Panic;
+
+/// From a test: answer nothing any more.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Freeze;
+
+/// For a test: this thread does nothing any more.
+#[cfg(test)]
+fn freeze() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
 
 /// Why a dispatcher did not start.
 #[derive(Debug, thiserror::Error)]
@@ -156,12 +162,10 @@ pub struct Dispatcher {
     pub supervisor: Addr<Supervisor>,
     /// Claims and records.
     pub db: Addr<DbActor>,
-    /// The actor that has ended; empty while both live.
-    ended: watch::Receiver<&'static str>,
     /// Works on jobs.
-    pub jobs: Runner,
+    pub jobs: jobs::Runner,
     /// Deletes what is old, unless everything is kept.
-    pub retention: Option<Addr<RetentionActor>>,
+    pub retention: Option<retention::Runner>,
     /// What all destinations share.
     pub shared: Arc<Shared>,
     /// How to connect to the database.
@@ -170,11 +174,15 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Starts the actors, within an actix `System`, on the database of `options`. The tables must exist; the
-    /// database may be away for now.
+    /// database may be away for now. When it must end, `supervision` says so.
     ///
     /// # Errors
     /// When the configuration cannot work: its certificates.
-    pub fn start(config: Config, options: ConnectOptions) -> Result<Dispatcher, StartError> {
+    pub fn start(
+        config: Config,
+        options: ConnectOptions,
+        supervision: Supervision,
+    ) -> Result<Dispatcher, StartError> {
         let network = Arc::new(Network::new(config.egress_rules(), config.ca_file.as_deref())?);
         let bytes = Limit::new(config.max_bytes_in_flight);
         let slots = Limit::new(u64::from(config.max_in_flight));
@@ -182,13 +190,14 @@ impl Dispatcher {
         // An application that holds a lock for a moment is no outage, and no delivery waits for these.
         let patient = planned.clone().options([("lock_timeout", "2s")]);
         let pool = store::pool(patient, POOL_CONNECTIONS);
-        let (told, ended) = watch::channel("");
-        let told = Arc::new(told);
-        let exit_guard = |name| ExitGuard { name, ended: told.clone() };
-        let db = DbActor::new(config.clone(), planned, bytes, exit_guard("the database actor")).start();
-        let jobs = Runner::start(store::pool(store::indexed(options.clone()), 1), config.poll_interval);
+        let exit_guard = supervision.exit_guard(DB_ACTOR);
+        let db = DbActor::new(config.clone(), planned, bytes, exit_guard).start();
+        supervision.watch_actor(DB_ACTOR, db.clone().recipient());
+        let pool_of_jobs = store::pool(store::indexed(options.clone()), 1);
+        let jobs = jobs::Runner::start(supervision.clone(), pool_of_jobs, config.poll_interval);
         let ages = config.operations.retention;
-        let retention = (!ages.is_off()).then(|| RetentionActor::new(options.clone(), ages).start());
+        let prune = || retention::Runner::start(supervision.clone(), options.clone(), ages);
+        let retention = (!ages.is_off()).then(prune);
         let tallies = Tallies::new(config.operations.metrics_max_destinations);
         let shared = Arc::new(Shared {
             config,
@@ -196,11 +205,13 @@ impl Dispatcher {
             slots,
             backlogs: Backlogs::default(),
             tallies,
+            supervision: supervision.clone(),
             trouble: Trouble::default(),
         });
-        let exit_guard = exit_guard("the supervisor");
+        let exit_guard = supervision.exit_guard(SUPERVISOR);
         let supervisor = Supervisor::new(shared.clone(), db.clone(), pool.clone(), exit_guard).start();
-        Ok(Dispatcher { pool, supervisor, db, ended, jobs, retention, shared, options })
+        supervision.watch_actor(SUPERVISOR, supervisor.clone().recipient());
+        Ok(Dispatcher { pool, supervisor, db, jobs, retention, shared, options })
     }
 
     /// Asks the database and the actors how they are.
@@ -241,41 +252,28 @@ impl Dispatcher {
             Err(error) => readiness.problems.push(format!("the database actor does not answer: {error}")),
         }
         let slower = |why| format!("old rows are not deleted: {why}");
-        readiness.warnings.extend(self.retention().await.trouble.map(slower));
+        readiness.warnings.extend(self.retention().trouble.map(slower));
+        readiness.warnings.extend(self.shared.supervision.warnings());
         readiness
     }
 
-    /// Waits until the supervisor or the database actor has panicked; says which. Nothing goes on then, and
-    /// the process should end: all that counts is in the database, and the next process goes on from there.
-    pub async fn panicked(&self) -> &'static str {
-        let mut ended = self.ended.clone();
-        ended.wait_for(|name| !name.is_empty()).await.map_or("an actor", |name| *name)
-    }
-
     /// The state of retention; as at the start, where everything is kept.
-    pub async fn retention(&self) -> RetentionSnapshot {
-        match &self.retention {
-            Some(retention) => retention.send(retention::Snapshot).await.unwrap_or_else(|error| {
-                let trouble = Some(format!("the retention actor does not answer: {error}"));
-                RetentionSnapshot { trouble, ..RetentionSnapshot::default() }
-            }),
-            None => RetentionSnapshot::default(),
-        }
+    pub fn retention(&self) -> RetentionSnapshot {
+        self.retention.as_ref().map(retention::Runner::snapshot).unwrap_or_default()
     }
 
     /// Stops in order; returns when everything is written and the destinations are gone.
     pub async fn stop(self) {
         self.jobs.stop().await;
         // At the same time as the rest: a batch under way ends by itself.
-        let pruning = self.retention.as_ref().map(|retention| retention.send(retention::Stop));
-        let pruned = actix_rt::spawn(async move {
-            if let Some(pruning) = pruning {
-                pruning.await.unwrap_or(());
+        let pruned = async {
+            if let Some(retention) = &self.retention {
+                retention.stop().await;
             }
-        });
-        if let Err(error) = self.supervisor.send(supervisor::Shutdown).await {
+        };
+        let (stopped, ()) = tokio::join!(self.supervisor.send(supervisor::Shutdown), pruned);
+        if let Err(error) = stopped {
             log::error!("the supervisor is gone already: {error}");
         }
-        pruned.await.unwrap_or(());
     }
 }

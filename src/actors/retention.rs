@@ -1,4 +1,4 @@
-//! The [`RetentionActor`]: deletes what is settled and old, slowly.
+//! Retention: a task that deletes what is settled and old, slowly.
 //!
 //! ```text
 //!   pass: connect (unless another process prunes) ─▶ batch, rest, batch, rest, … ─▶ disconnect
@@ -8,11 +8,10 @@
 //! After each batch it rests for a multiple of the time that the batch took: on a busy database it slows down
 //! by itself. It has a connection of its own, and only during a pass.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::prelude::*;
-use tokio::sync::oneshot;
-
+use super::supervision::{Part, Stop, StopHandle, Supervision};
 use super::tally::Histogram;
 use crate::clock;
 use crate::config::Retention;
@@ -32,18 +31,8 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 /// That part: what should be kept for an hour is gone after an hour and a quarter at the latest.
 const PAUSE_PART: u32 = 4;
 
-/// From the dispatcher at shutdown: end. The reply comes when nothing is under way any more.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Stop;
-
-/// Asks for the actor's state.
-#[derive(Message)]
-#[rtype(result = "RetentionSnapshot")]
-pub struct Snapshot;
-
-/// The state of the [`RetentionActor`].
-#[derive(Clone, Debug, Default, serde::Serialize, MessageResponse)]
+/// The state of retention.
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct RetentionSnapshot {
     /// Rows deleted since the start, in the order of [`Kind::ALL`].
     pub deleted: [u64; Kind::ALL.len()],
@@ -76,52 +65,77 @@ enum Step {
     Elsewhere,
 }
 
-/// See the module.
-pub struct RetentionActor {
-    options: ConnectOptions,
-    ages: Retention,
-    rows: u32,
-    stats: RetentionSnapshot,
-    /// A step is under way.
-    busy: bool,
-    stopping: Option<oneshot::Sender<()>>,
+/// The task that deletes what is old.
+#[derive(Clone)]
+pub struct Runner {
+    stats: Arc<Mutex<RetentionSnapshot>>,
+    stop: StopHandle,
 }
 
-impl RetentionActor {
-    /// An actor for the database behind `options`.
-    pub fn new(options: ConnectOptions, ages: Retention) -> RetentionActor {
-        let stats = RetentionSnapshot::default();
-        RetentionActor { options, ages, rows: MAX_ROWS, stats, busy: false, stopping: None }
+impl Runner {
+    /// Starts it, on the database of `options`.
+    pub fn start(supervision: Supervision, options: ConnectOptions, ages: Retention) -> Runner {
+        let (handle, stop) = StopHandle::new();
+        let runner = Runner { stats: Arc::default(), stop: handle };
+        let stats = runner.stats.clone();
+        actix_rt::spawn(async move {
+            let run = async |stop: Stop| {
+                Task { options: &options, ages, rows: MAX_ROWS, stats: &stats }.run(stop).await
+            };
+            supervision.keep_running(Part::Retention, stop, run).await;
+        });
+        runner
     }
 
-    /// Takes the next step of `pass`, or the first one of the next pass.
-    fn step(&mut self, pass: Option<Pass>, ctx: &mut Context<Self>) {
-        self.busy = true;
-        let began = clock::now();
-        let step = step(self.options.clone(), self.ages, pass, self.rows);
-        ctx.spawn(step.into_actor(self).map(move |done, this, ctx| {
-            this.busy = false;
-            match this.stopping.take() {
-                // Nobody waits any more if the process is being killed.
-                Some(stopped) => stopped.send(()).unwrap_or(()),
-                None => this.stepped(began, done, ctx),
+    /// Its state.
+    pub fn snapshot(&self) -> RetentionSnapshot {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the batch that is under way end, and stops.
+    pub async fn stop(&self) {
+        self.stop.stop().await;
+    }
+}
+
+struct Task<'a> {
+    options: &'a ConnectOptions,
+    ages: Retention,
+    /// Rows of the next batch.
+    rows: u32,
+    stats: &'a Mutex<RetentionSnapshot>,
+}
+
+impl Task<'_> {
+    async fn run(mut self, mut stop: Stop) {
+        let mut pass = None;
+        while !stop.is_asked() {
+            let began = clock::now();
+            let done = step(self.options, self.ages, pass, self.rows).await;
+            let rest;
+            (pass, rest) = self.stepped(began, done);
+            tokio::select! {
+                () = stop.asked() => {}
+                () = tokio::time::sleep(rest) => {}
             }
-        }));
+        }
     }
 
-    fn stepped(&mut self, began: Instant, done: Result<Step, StoreError>, ctx: &mut Context<Self>) {
-        let (pass, rest) = match done {
+    /// The pass, if it goes on, and how long to rest before.
+    fn stepped(&mut self, began: Instant, done: Result<Step, StoreError>) -> (Option<Pass>, Duration) {
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        match done {
             Ok(Step::Batch(pass, kind, deleted)) => {
                 let took = clock::now().saturating_duration_since(began);
-                self.stats.deleted[kind as usize] += deleted;
-                self.stats.batches.note(took);
+                stats.deleted[kind as usize] += deleted;
+                stats.batches.note(took);
                 self.rows = (self.rows * 2).min(MAX_ROWS);
                 (Some(pass), took * REST)
             }
             Ok(Step::Over) => {
-                self.stats.trouble = None;
+                stats.trouble = None;
                 let now = clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-                self.stats.last_pass = Some(now.as_secs());
+                stats.last_pass = Some(now.as_secs());
                 (None, self.pause())
             }
             Ok(Step::Elsewhere) => {
@@ -129,20 +143,15 @@ impl RetentionActor {
                 (None, self.pause())
             }
             Err(error) => {
-                if self.stats.trouble.is_none() {
+                if stats.trouble.is_none() {
                     log::warn!("deleting old rows failed, trying again until it works: {error}");
                 }
-                self.stats.failures += 1;
-                self.stats.trouble = Some(error.to_string());
+                stats.failures += 1;
+                stats.trouble = Some(error.to_string());
                 self.rows = (self.rows / 2).max(MIN_ROWS);
                 (None, self.pause())
             }
-        };
-        ctx.run_later(rest, |this, ctx| {
-            if this.stopping.is_none() {
-                this.step(pass, ctx);
-            }
-        });
+        }
     }
 
     fn pause(&self) -> Duration {
@@ -160,7 +169,7 @@ fn age(ages: Retention, kind: Kind) -> Option<Duration> {
 }
 
 async fn step(
-    options: ConnectOptions,
+    options: &ConnectOptions,
     ages: Retention,
     pass: Option<Pass>,
     rows: u32,
@@ -168,7 +177,7 @@ async fn step(
     let mut pass = match pass {
         Some(pass) => pass,
         None => {
-            let Some(pruner) = Pruner::connect(&options).await? else { return Ok(Step::Elsewhere) };
+            let Some(pruner) = Pruner::connect(options).await? else { return Ok(Step::Elsewhere) };
             let kinds = Kind::ALL.into_iter().rev().filter(|kind| age(ages, *kind).is_some()).collect();
             Pass { pruner, kinds, since: DbTime(i64::MIN) }
         }
@@ -184,36 +193,4 @@ async fn step(
     }
     pass.since = pruned.next.unwrap_or(DbTime(i64::MIN));
     Ok(Step::Batch(pass, kind, pruned.deleted))
-}
-
-impl Actor for RetentionActor {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        self.step(None, ctx);
-    }
-}
-
-impl Handler<Stop> for RetentionActor {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) -> Self::Result {
-        let (done, stopped) = oneshot::channel();
-        if self.busy {
-            self.stopping = Some(done);
-        } else {
-            // A pass that rests is dropped with the timer that holds it.
-            ctx.stop();
-            done.send(()).unwrap_or(());
-        }
-        Box::pin(async { stopped.await.unwrap_or(()) })
-    }
-}
-
-impl Handler<Snapshot> for RetentionActor {
-    type Result = RetentionSnapshot;
-
-    fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> RetentionSnapshot {
-        self.stats.clone()
-    }
 }

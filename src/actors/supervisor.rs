@@ -13,15 +13,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use actix_rt::task::JoinHandle;
 use tokio::sync::oneshot;
 
+use super::Shared;
 use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims, Withdraw};
 use super::destination::{self, DestinationActor, GoOn, Handles, Reconfigure, Retire, Stopped, Wake};
-use super::listen::{Hinted, Listening, listen};
+use super::listen::{self, Hinted, Listening};
 use super::outage::Outage;
+use super::supervision::{ExitGuard, MAX_RESTART_PAUSE, Ping, StopHandle, restart_pause};
 use super::unusable::UnusableDestinations;
-use super::{ExitGuard, Shared};
 use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
 use crate::policy::health::Saved;
@@ -29,11 +29,6 @@ use crate::store::destinations::{self, Loaded, Seen, Unusable};
 use crate::store::listener::{Hint, Where};
 use crate::store::{self, Pool, StoreError};
 
-/// Pause before a destination that panicked comes back; doubles up to [`MAX_RESPAWN_DELAY`] while it keeps
-/// panicking.
-const MIN_RESPAWN_DELAY: Duration = Duration::from_millis(100);
-/// Longest such pause.
-const MAX_RESPAWN_DELAY: Duration = Duration::from_secs(60);
 /// Pause before the destinations are looked at again after that failed.
 const POLL_RETRY: Duration = Duration::from_secs(1);
 /// After the grace, how long the results may take to be written before a shutdown gives up waiting.
@@ -90,14 +85,14 @@ pub struct Supervisor {
     pool: Pool,
     /// Where destinations report their end: known once it runs.
     reports: Option<Recipient<Stopped>>,
-    listening: Option<JoinHandle<()>>,
+    listening: Option<StopHandle>,
     arbiters: Vec<Arbiter>,
     children: HashMap<DestinationId, Child>,
     /// Every life that has not ended, also of destinations that are disabled by now.
     living: HashMap<(DestinationId, u64), Addr<DestinationActor>>,
     unusable: UnusableDestinations,
     generation: u64,
-    respawn_delays: HashMap<DestinationId, Duration>,
+    respawn_pauses: HashMap<DestinationId, Duration>,
     /// Those that panicked and whose return is planned.
     returning: BTreeSet<DestinationId>,
     /// Changed destinations that are to be loaded.
@@ -129,7 +124,7 @@ impl Supervisor {
             living: HashMap::new(),
             unusable: UnusableDestinations::default(),
             generation: 0,
-            respawn_delays: HashMap::new(),
+            respawn_pauses: HashMap::new(),
             returning: BTreeSet::new(),
             changed: BTreeSet::new(),
             loading: false,
@@ -321,7 +316,7 @@ impl Supervisor {
 
     /// Whether the destination was running.
     fn end(&mut self, id: DestinationId) -> bool {
-        self.respawn_delays.remove(&id);
+        self.respawn_pauses.remove(&id);
         self.db.do_send(Withdraw(id));
         self.children.remove(&id).inspect(|child| child.addr.do_send(Retire(None))).is_some()
     }
@@ -346,8 +341,7 @@ impl Supervisor {
             }
             // Connections can only be dropped while the runtime lives.
             if let Some(listening) = listening {
-                listening.abort();
-                listening.await.ok();
+                listening.stop().await;
             }
             tokio::time::timeout(store::STATEMENT_TIMEOUT, pool.close()).await.ok();
         };
@@ -378,7 +372,12 @@ impl Actor for Supervisor {
         self.reports = Some(ctx.address().recipient());
         self.poll(ctx);
         ctx.run_interval(self.shared.config.poll_interval, |this, ctx| this.poll(ctx));
-        self.listening = Some(actix_rt::spawn(listen(self.pool.clone(), ctx.address())));
+        let supervision = &self.shared.supervision;
+        for (n, arbiter) in self.arbiters.iter().enumerate() {
+            supervision
+                .watch_arbiter(format!("worker {} of {}", n + 1, self.arbiters.len()), arbiter.handle());
+        }
+        self.listening = Some(listen::start(supervision.clone(), self.pool.clone(), ctx.address()));
     }
 }
 
@@ -428,10 +427,10 @@ impl Handler<Stopped> for Supervisor {
                 self.changed.insert(id);
                 self.load(ctx);
             } else if !self.is_stopping {
-                let delay = self.respawn_delays.get(&id).map_or(MIN_RESPAWN_DELAY, |d| *d * 2);
-                self.respawn_delays.insert(id, delay.min(MAX_RESPAWN_DELAY));
+                let pause = restart_pause(self.respawn_pauses.get(&id).copied());
+                self.respawn_pauses.insert(id, pause);
                 self.returning.insert(id);
-                ctx.notify_later(Respawn(id), delay.min(MAX_RESPAWN_DELAY));
+                ctx.notify_later(Respawn(id), pause);
             }
         }
         self.check_stopped(ctx);
@@ -446,9 +445,9 @@ impl Handler<Respawn> for Supervisor {
         self.changed.insert(id);
         self.load(ctx);
         // A life that lasts is not punished for the one before.
-        ctx.run_later(MAX_RESPAWN_DELAY, move |this, _| {
+        ctx.run_later(MAX_RESTART_PAUSE, move |this, _| {
             if this.children.contains_key(&id) {
-                this.respawn_delays.remove(&id);
+                this.respawn_pauses.remove(&id);
             }
         });
     }
@@ -467,6 +466,12 @@ impl Handler<Shutdown> for Supervisor {
         self.check_stopped(ctx);
         Box::pin(async { stopped.await.unwrap_or(()) })
     }
+}
+
+impl Handler<Ping> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) {}
 }
 
 impl Handler<Snapshot> for Supervisor {

@@ -1,16 +1,17 @@
-//! What cannot be brought about from outside: a panic in an actor's code.
+//! What cannot be brought about from outside: a panic in an actor's code, an event loop that freezes.
 
 use std::time::Duration;
 
 use actix_web::{App, HttpResponse, HttpServer, web};
 use tokio::sync::mpsc;
 
+use super::supervision::{Fatal, Part, Watchdog};
 use super::*;
 use crate::config::DispatchArgs;
 use crate::embedded::{Durability, Embedded};
-use crate::model::{DestinationId, OrgId};
+use crate::model::{DestinationId, OrgId, Status};
 use crate::store::demo::{self, NewDestination, NewEvent};
-use crate::store::migrate;
+use crate::store::{jobs as stored_jobs, migrate};
 
 /// A receiver on loopback that passes on the path of every request.
 fn receiver() -> (String, mpsc::UnboundedReceiver<String>) {
@@ -33,8 +34,14 @@ async fn next(requests: &mut mpsc::UnboundedReceiver<String>) -> String {
     waited.expect("a request within a minute").expect("the receiver lives")
 }
 
-#[actix_rt::test]
-async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
+/// A migrated database of its own.
+struct Database {
+    server: Embedded,
+    options: ConnectOptions,
+    _dir: tempfile::TempDir,
+}
+
+async fn database() -> Database {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .expect("its mode");
@@ -45,17 +52,38 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
         .expect("a private PostgreSQL");
     let options = store::options(&server.url("postgres")).expect("a URL");
     migrate::migrate(&options, migrate::Options::default()).await.expect("tables");
-    let mut db = store::connect(&options).await.expect("a connection");
+    Database { server, options, _dir: dir }
+}
+
+impl Database {
+    async fn connect(&self) -> store::Connection {
+        store::connect(&self.options).await.expect("a connection")
+    }
+
+    fn dispatcher(&self, flags: &[&str], supervision: Supervision) -> Dispatcher {
+        let flags = [&["--allow-networks=127.0.0.0/8"], flags].concat();
+        let args = DispatchArgs::from_flags(&flags).expect("flags");
+        let config = args.validate(self.server.url("postgres")).expect("valid");
+        Dispatcher::start(config, self.options.clone(), supervision).expect("a dispatcher")
+    }
+
+    async fn stop(self) {
+        let server = self.server;
+        tokio::task::spawn_blocking(move || server.stop()).await.expect("no panic").expect("stopped");
+    }
+}
+
+#[actix_rt::test]
+async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
+    let database = database().await;
+    let mut db = database.connect().await;
     let org: OrgId = demo::insert_organization(&mut db, "one").await.expect("an organization");
     let (url, mut requests) = receiver();
     let mut ids: Vec<DestinationId> = Vec::new();
     for name in ["/first", "/second"] {
         ids.push(insert(&mut db, org, &format!("{url}{name}")).await);
     }
-    let flags = ["--allow-networks=127.0.0.0/8", "--poll-interval=100ms"];
-    let args = DispatchArgs::from_flags(&flags).expect("flags");
-    let config = args.validate(server.url("postgres")).expect("valid");
-    let dispatcher = Dispatcher::start(config, options).expect("a dispatcher");
+    let dispatcher = database.dispatcher(&["--poll-interval=100ms"], Supervision::default());
 
     event(&mut db, org, "test").await;
     let mut both = [next(&mut requests).await, next(&mut requests).await];
@@ -91,7 +119,101 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
 
     dispatcher.stop().await;
     drop(db);
-    tokio::task::spawn_blocking(move || server.stop()).await.expect("no panic").expect("stopped");
+    database.stop().await;
+}
+
+/// Waits until `part` has panicked, as it was asked to.
+async fn panicked(dispatcher: &Dispatcher, part: Part, times: u64) {
+    dispatcher.shared.supervision.ask_to_panic(part);
+    while dispatcher.shared.supervision.panics(part) < times {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until `sql` finds none.
+async fn none(db: &mut store::Connection, sql: &'static str) {
+    while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *db).await.expect("a count") > 0 {}
+}
+
+#[actix_rt::test]
+async fn jobs_the_listener_and_retention_come_back_after_a_panic_and_readiness_tells_meanwhile() {
+    let database = database().await;
+    let mut db = database.connect().await;
+    let org: OrgId = demo::insert_organization(&mut db, "one").await.expect("an organization");
+    let (url, mut requests) = receiver();
+    let destination = insert(&mut db, org, &format!("{url}/it")).await;
+    // No poll finds anything: all depends on notifications, and on the pauses between passes.
+    let dispatcher = database.dispatcher(&["--poll-interval=1h"], Supervision::default());
+    event(&mut db, org, "test").await;
+    assert_eq!(next(&mut requests).await, "/it");
+    while dispatcher.retention().last_pass.is_none() {
+        tokio::task::yield_now().await;
+    }
+    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+
+    for part in [Part::Listener, Part::Jobs, Part::Retention] {
+        for times in 1..=3 {
+            panicked(&dispatcher, part, times).await;
+        }
+        let readiness = dispatcher.readiness().await;
+        let warnings = dispatcher.shared.supervision.warnings();
+        assert_eq!((readiness.problems.len(), readiness.warnings), (0, warnings.clone()));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("panicked and is to be started again"), "{warnings:?}");
+        while dispatcher.shared.supervision.is_down(part) {
+            tokio::task::yield_now().await;
+        }
+    }
+    event(&mut db, org, "test").await;
+    assert_eq!(next(&mut requests).await, "/it", "the listener hears again");
+    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+
+    let spec = stored_jobs::Spec {
+        kind: stored_jobs::Kind::Replay,
+        org,
+        destination,
+        from: None,
+        to: None,
+        statuses: vec![Status::Delivered],
+        event_type: None,
+    };
+    stored_jobs::create(&mut db, &spec).await.expect("a job").expect("not too many");
+    dispatcher.jobs.wake();
+    assert_eq!([next(&mut requests).await, next(&mut requests).await], ["/it", "/it"], "the job is done");
+    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+
+    let age = "UPDATE public.webhook_deliveries SET delivered_at = delivered_at - interval '1 y'";
+    sqlx::query(age).execute(&mut db).await.expect("old deliveries");
+    panicked(&dispatcher, Part::Retention, 4).await;
+    assert!(dispatcher.retention().last_pass.is_some(), "what was known before is not forgotten");
+    while dispatcher.retention().deleted[0] < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(dispatcher.readiness().await.warnings.is_empty());
+    dispatcher.stop().await;
+    drop(db);
+    database.stop().await;
+}
+
+#[actix_rt::test]
+async fn a_delivery_that_freezes_its_worker_ends_the_process_and_keeps_its_lease() {
+    let database = database().await;
+    let mut db = database.connect().await;
+    let org: OrgId = demo::insert_organization(&mut db, "one").await.expect("an organization");
+    insert(&mut db, org, "http://127.0.0.1:9/").await;
+    let supervision = Supervision::default();
+    Watchdog::start(supervision.clone(), Duration::from_millis(200), || {}).expect("a thread");
+    let dispatcher = database.dispatcher(&["--workers=2"], supervision.clone());
+    event(&mut db, org, "freeze").await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), supervision.ended()).await;
+    let Ok(Fatal::Frozen(name)) = ended else { panic!("not frozen: {ended:?}") };
+    assert!(["worker 1 of 2", "worker 2 of 2"].contains(&name.as_str()), "{name}");
+    let leased = "SELECT count(*) FROM public.webhook_deliveries
+        WHERE status = 'pending' AND attempts = 0 AND last_attempt_at >= next_retry_at";
+    assert_eq!(sqlx::query_scalar::<_, i64>(leased).fetch_one(&mut db).await.expect("a count"), 1);
+    assert!(dispatcher.readiness().await.problems.is_empty(), "nothing else is frozen");
+    drop(db);
+    database.stop().await;
 }
 
 async fn insert(db: &mut store::Connection, org: OrgId, url: &str) -> DestinationId {

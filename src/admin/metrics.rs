@@ -29,6 +29,7 @@ use super::api::{Problem, is_operator};
 use super::{IsOpen, State};
 use crate::actors::db::DbSnapshot;
 use crate::actors::retention::RetentionSnapshot;
+use crate::actors::supervision::{Part, Supervision};
 use crate::actors::supervisor::SupervisorSnapshot;
 use crate::actors::tally::{Ending, Figures, RESULTS, Reading};
 use crate::actors::{Dispatcher, db, supervisor};
@@ -72,29 +73,36 @@ async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: std::sync::A
     // An actor that does not answer is told by the readiness; what it would have said is left out.
     let supervisor = dispatcher.supervisor.send(supervisor::Snapshot).await.ok();
     let db = dispatcher.db.send(db::Snapshot).await.ok();
-    readiness(page, &measured, supervisor.as_ref());
+    readiness(page, &measured, supervisor.as_ref(), &dispatcher.shared.supervision);
     requests(page, dispatcher, &reading.all);
     if let Some(db) = &db {
         database(page, dispatcher, db);
     }
     if dispatcher.retention.is_some() {
-        retention(page, &dispatcher.retention().await);
+        retention(page, &dispatcher.retention());
     }
     destinations(page, &reading, &measured);
 }
 
-fn readiness(page: &mut Page, measured: &Measured, supervisor: Option<&SupervisorSnapshot>) {
+fn readiness(
+    page: &mut Page,
+    measured: &Measured,
+    supervisor: Option<&SupervisorSnapshot>,
+    supervision: &Supervision,
+) {
     let readiness = &measured.readiness;
     page.value(&READY, "", u8::from(readiness.problems.is_empty()));
     page.value(&PROBLEMS, "", readiness.problems.len());
     page.value(&WARNINGS, "", readiness.warnings.len());
     page.value(&DATABASE_UP, "", u8::from(readiness.database_up));
     if let Some(supervisor) = supervisor {
-        page.value(&LISTENER_UP, "", u8::from(supervisor.loaded && supervisor.not_listening.is_none()));
+        let listens = supervisor.loaded && supervisor.not_listening.is_none();
+        page.value(&LISTENER_UP, "", u8::from(listens && !supervision.is_down(Part::Listener)));
         page.value(&DESTINATIONS, "", supervisor.destinations);
         page.value(&DESTINATIONS_LOCKED, "", supervisor.locked);
         page.value(&DESTINATION_PANICS, "", supervisor.panics);
     }
+    page.values(&PANICS, Part::ALL.map(|part| (label("part", part.name()), supervision.panics(part))));
 }
 
 fn requests(page: &mut Page, dispatcher: &Dispatcher, all: &Figures) {

@@ -1,6 +1,7 @@
 //! What every request passes on its way in, and every answer on its way out.
 
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -10,13 +11,16 @@ use actix_http::header::{
 };
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::StatusCode;
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 
 use super::limits::{NOBODY, Reserved};
 use super::server::{BusyGuard, ConnectionSlot, Kind};
 use super::{State, api};
+use crate::actors::supervision::Part;
 
 /// Answers up to this size are not counted: what waits to be sent of any answer is no more.
 const UNCOUNTED_BYTES: usize = 16 * 1024;
@@ -51,6 +55,23 @@ pub(super) fn with_security_headers<B>(mut answer: HttpResponse<B>, policy: &'st
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     answer
+}
+
+/// A handler that panics costs its own request and nothing else: its connection goes on.
+pub(super) async fn contain_panics(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let state = request.app_data::<web::Data<State>>().cloned();
+    let answer = AssertUnwindSafe(async { next.call(request).await }).catch_unwind().await;
+    answer.unwrap_or_else(|_| {
+        if let Some(state) = state {
+            state.supervision.note_panic(Part::HttpRequest);
+        }
+        log::error!("the handler of an HTTP request panicked, which is a fault of this program");
+        let detail = "The server could not answer this, which is a fault of its own; its log says more.";
+        Err(api::Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail).into())
+    })
 }
 
 /// Lets a request pass if there is a place for it, and an answer if there is room for it.

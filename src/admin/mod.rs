@@ -6,6 +6,8 @@ mod limits;
 pub mod metrics;
 mod middleware;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +22,7 @@ use self::limits::{Budget, FairSemaphore};
 use self::metrics::Measure;
 use self::server::ConnectionLimits;
 pub use self::server::ServerHandle;
+use crate::actors::supervision::Supervision;
 use crate::actors::{Dispatcher, Readiness};
 use crate::clock;
 use crate::config::Config;
@@ -60,6 +63,7 @@ pub struct State {
     /// Of answers to whoever has not said who they are: pages.
     public_budget: Budget,
     readiness: SharedReadiness,
+    supervision: Supervision,
 }
 
 /// The readiness that was found last, and when that began: however many ask, one asks the database.
@@ -84,7 +88,7 @@ impl SharedReadiness {
 
 impl State {
     /// Without a dispatcher yet, because of `why`.
-    pub fn starting(why: &str, config: &Config) -> State {
+    pub fn starting(why: &str, config: &Config, supervision: Supervision) -> State {
         State {
             dispatcher: Arc::new(Mutex::new(Err(why.to_owned()))),
             admin_token: config.operations.admin_token.clone(),
@@ -98,6 +102,7 @@ impl State {
             budget: Budget::new(config.operations.max_api_bytes),
             public_budget: Budget::new(MAX_PUBLIC_BYTES),
             readiness: SharedReadiness::default(),
+            supervision,
         }
     }
 
@@ -216,6 +221,7 @@ pub fn start(listen: SocketAddr, pages: Pages, state: State) -> std::io::Result<
         per_client: state.max_connections.div_ceil(CLIENT_PART),
         proxies: state.trusted_proxies.to_vec(),
     };
+    let supervision = state.supervision.clone();
     // A listener of its own is where the operator wants them to be seen.
     let is_open = IsOpen(pages == Pages::Operations || listen.ip().is_loopback());
     let app = move || {
@@ -230,11 +236,14 @@ pub fn start(listen: SocketAddr, pages: Pages, state: State) -> std::io::Result<
                 if pages != Pages::Operations {
                     app.configure(api::configure);
                 }
+                #[cfg(test)]
+                app.service(tests::panicking);
             })
+            .wrap(from_fn(middleware::contain_panics))
             .wrap(from_fn(middleware::admission))
             .wrap(from_fn(middleware::security_headers))
     };
-    server::start(listen, places, app, |error| {
+    server::start(listen, places, supervision, app, |error| {
         middleware::with_security_headers(error.error_response(), middleware::POLICY)
     })
 }

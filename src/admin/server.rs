@@ -21,13 +21,13 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::{Error, HttpResponse};
 use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use self::connections::Connections;
 pub(super) use self::connections::{BusyGuard, ConnectionSlot, Kind, network_of};
 use self::stream::Stream;
 pub(super) use self::stream::{PROGRESS_BYTES, PROGRESS_TIME};
+use crate::actors::supervision::{Fatal, Part, Stop, StopHandle, Supervision};
 
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,28 +56,24 @@ pub struct ConnectionLimits {
 }
 
 /// Stops a server.
-pub struct ServerHandle {
-    stop: mpsc::Sender<oneshot::Sender<()>>,
-}
+pub struct ServerHandle(StopHandle);
 
 impl ServerHandle {
     /// Accepts no more connections, and lets requests that are under way end, within a limit.
     pub async fn stop(self) {
-        let (done, is_done) = oneshot::channel();
-        if self.stop.send(done).await.is_ok() {
-            // An error says that it has ended already.
-            is_done.await.ok();
-        }
+        self.0.stop().await;
     }
 }
 
-/// Opens the port and serves what `app` makes, on a thread of its own; returns where.
+/// Opens the port and serves what `app` makes, on a thread of its own; returns where. If it cannot go on, the
+/// process ends.
 ///
 /// # Errors
 /// When the address cannot be listened on.
 pub fn start<F, I, S, B>(
     listen: SocketAddr,
     places: ConnectionLimits,
+    supervision: Supervision,
     app: F,
     refuse: fn(Error) -> HttpResponse,
 ) -> io::Result<(SocketAddr, ServerHandle)>
@@ -90,19 +86,24 @@ where
 {
     let listener = bind(listen)?;
     let address = listener.local_addr()?;
-    let (stop, stopped) = mpsc::channel(1);
+    let (handle, stop) = StopHandle::new();
+    let arbiter = Arbiter::new();
+    let name = format!("the HTTP server on {address}");
+    supervision.watch_arbiter(name.clone(), arbiter.handle());
+    let exit_guard = supervision.exit_guard(name.clone());
     let serve = move || {
         actix_rt::spawn(async move {
-            if let Err(error) = serve(listener, places, app().into_factory(), refuse, stopped).await {
-                log::error!("the HTTP server has ended: {error}");
+            match serve(listener, places, &supervision, app().into_factory(), refuse, stop).await {
+                Ok(()) => exit_guard.release(),
+                Err(error) => supervision.end(Fatal::Failed(format!("{name}: {error}"))),
             }
             Arbiter::current().stop();
         });
     };
-    if !Arbiter::new().spawn_fn(serve) {
+    if !arbiter.spawn_fn(serve) {
         return Err(io::Error::other("the thread of the HTTP server has ended"));
     }
-    Ok((address, ServerHandle { stop }))
+    Ok((address, ServerHandle(handle)))
 }
 
 fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
@@ -121,9 +122,10 @@ fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
 async fn serve<S, B>(
     listener: TcpListener,
     places: ConnectionLimits,
+    supervision: &Supervision,
     app: S,
     refuse: fn(Error) -> HttpResponse,
-    mut stop: mpsc::Receiver<oneshot::Sender<()>>,
+    stop: Stop,
 ) -> io::Result<()>
 where
     S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = Error> + 'static,
@@ -141,25 +143,26 @@ where
     let http = http.new_service(()).await.map_err(|()| io::Error::other("it cannot be set up"))?;
     let http = Rc::new(http);
     let connections = Rc::new(Connections::new(places));
-    loop {
-        tokio::select! {
-            done = stop.recv() => {
-                drop(listener);
-                connections.end().await;
-                if let Some(done) = done {
-                    // Whoever asked may not wait any more.
-                    done.send(()).ok();
-                }
-                return Ok(());
+    let accept = async |mut stop: Stop| {
+        loop {
+            tokio::select! {
+                () = stop.asked() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => connections.accept(&http, stream, peer),
+                    Err(error) => {
+                        log::debug!("a connection to the HTTP server could not be accepted: {error}");
+                        connections.make_room(|_| true);
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
             }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => connections.accept(&http, stream, peer),
-                Err(error) => {
-                    log::debug!("a connection to the HTTP server could not be accepted: {error}");
-                    connections.make_room(|_| true);
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
         }
-    }
+    };
+    // What the connections do goes on meanwhile.
+    supervision.keep_running(Part::HttpServer, stop.clone(), accept).await;
+    drop(listener);
+    connections.end().await;
+    // Whoever asked for it waits until here.
+    drop(stop);
+    Ok(())
 }

@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 /// Exit code of a command whose arguments or configuration are wrong.
 pub const EXIT_USAGE: u8 = 2;
-/// Exit code after a fault of the program itself: what sysexits.h calls EX_SOFTWARE.
+/// Exit code after a fault of the program itself, a panic or a freeze: what sysexits.h calls EX_SOFTWARE.
 pub const EXIT_PANIC: u8 = 70;
 
 /// A webhook dispatcher for applications that already write their events to PostgreSQL.

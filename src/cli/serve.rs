@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use actix_rt::System;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::actors::supervision::{Fatal, Supervision, TICK, Watchdog};
 use crate::actors::{Dispatcher, StartError};
 use crate::admin::{self, Pages, ServerHandle, State};
 use crate::config::{
@@ -76,11 +78,10 @@ enum ServeError {
         .0.join("\n  ")
     )]
     RowsHidden(Vec<String>),
-    #[error(
-        "{0} panicked, which is a fault of this program; it ends, to be started again. Nothing is lost, what \
-         was in flight will be sent again"
-    )]
-    Panicked(&'static str),
+    #[error("cannot start the watchdog: {0}")]
+    Watchdog(std::io::Error),
+    #[error("{0}; it ends, to be started again. Nothing is lost, what was in flight will be sent again")]
+    Fatal(Fatal),
 }
 
 impl ServeError {
@@ -90,7 +91,7 @@ impl ServeError {
             | ServeError::Start(
                 StartError::Store(StoreError::Url(_) | StoreError::Pooler) | StartError::Network(_),
             ) => ExitCode::from(super::EXIT_USAGE),
-            ServeError::Panicked(_) => ExitCode::from(super::EXIT_PANIC),
+            ServeError::Fatal(_) => ExitCode::from(super::EXIT_PANIC),
             _ => ExitCode::FAILURE,
         }
     }
@@ -133,7 +134,7 @@ fn try_run(args: &Args) -> Result<(), ServeError> {
     raise_descriptor_limit();
     respect_descriptor_limit(&mut config);
     let server = if embedded { Some(start_embedded(args, &mut config)?) } else { None };
-    let served = actix_rt::System::new().block_on(serve(config, embedded));
+    let served = System::new().block_on(serve(config, embedded));
     if let Some(server) = server {
         server.stop()?;
     }
@@ -184,17 +185,36 @@ fn start_embedded(args: &Args, config: &mut Config) -> Result<Embedded, ServeErr
 }
 
 async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
+    let supervision = Supervision::default();
+    supervision.watch_arbiter("the main thread", System::current().arbiter().clone());
+    // Where this thread is what does not answer, nobody else can end the process.
+    let last_resort = || std::process::exit(super::EXIT_PANIC.into());
+    let watchdog = Watchdog::start(supervision.clone(), TICK, last_resort).map_err(ServeError::Watchdog)?;
+    let served = serve_supervised(config, embedded, supervision).await;
+    // After a fault it sees to it that the process ends.
+    if !matches!(served, Err(ServeError::Fatal(_))) {
+        watchdog.stop();
+    }
+    served
+}
+
+async fn serve_supervised(
+    config: Config,
+    embedded: bool,
+    supervision: Supervision,
+) -> Result<(), ServeError> {
     let mut signals = Signals::new()?;
-    let state = State::starting("starting: the database has not answered yet", &config);
+    let state = State::starting("starting: the database has not answered yet", &config, supervision.clone());
     let servers = start_servers(&config, &state)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, embedded, &state) => prepared,
+        fatal = supervision.ended() => return Err(ServeError::Fatal(fatal)),
         name = signals.next() => {
             log::info!("{name}: stopping before the start");
             return Ok(());
         }
     };
-    let dispatcher = Dispatcher::start(config, prepared?)?;
+    let dispatcher = Dispatcher::start(config, prepared?, supervision)?;
     state.set(Ok(dispatcher.clone()));
     dispatch(dispatcher, &state, &mut signals).await?;
     for server in servers {
@@ -206,9 +226,10 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
 
 /// Lets the dispatcher work until a signal comes, and stops it.
 async fn dispatch(dispatcher: Dispatcher, state: &State, signals: &mut Signals) -> Result<(), ServeError> {
+    let supervision = dispatcher.shared.supervision.clone();
     let name = tokio::select! {
         name = signals.next() => name,
-        actor = dispatcher.panicked() => return Err(ServeError::Panicked(actor)),
+        fatal = supervision.ended() => return Err(ServeError::Fatal(fatal)),
     };
     log::info!("{name}: finishing what is in flight; a second signal ends at once");
     state.set(Err("stopping".into()));
@@ -216,7 +237,7 @@ async fn dispatch(dispatcher: Dispatcher, state: &State, signals: &mut Signals) 
     tokio::select! {
         // A panic ends the stopping as well, and must not pass for success.
         biased;
-        actor = dispatcher.panicked() => return Err(ServeError::Panicked(actor)),
+        fatal = supervision.ended() => return Err(ServeError::Fatal(fatal)),
         () = stop => log::info!("stopped: everything is recorded"),
         name = signals.next() => {
             log::warn!("{name} again: ending at once; what was in flight will be sent again");
@@ -314,33 +335,55 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::Panic;
+    use crate::actors::{Freeze, Panic};
+
+    /// What is done to the database actor or the supervisor, and what it is called then.
+    #[derive(Debug)]
+    enum Fault {
+        PanicOfTheSupervisor,
+        PanicOfTheDbActor,
+        FreezeOfTheDbActor,
+    }
 
     #[actix_rt::test]
     async fn a_panic_of_what_everything_depends_on_ends_the_process() {
+        assert_eq!(
+            end(Fault::PanicOfTheSupervisor).await,
+            "the supervisor panicked, which is a fault of this program"
+        );
+        assert_eq!(
+            end(Fault::PanicOfTheDbActor).await,
+            "the database actor panicked, which is a fault of this program"
+        );
+    }
+
+    #[actix_rt::test]
+    async fn an_actor_that_everything_depends_on_and_that_answers_nothing_ends_the_process_as_a_panic_does() {
+        assert_eq!(end(Fault::FreezeOfTheDbActor).await, "frozen: the database actor");
+    }
+
+    /// Why `serve` ends after `fault`.
+    async fn end(fault: Fault) -> String {
         // Nobody answers there: panics do not wait for a database.
         let url = Secret::new("postgres://nobody@127.0.0.1:1/nothing");
         let options = store::options(&url).expect("a URL");
         let mut signals = Signals::new().expect("signals");
-        for of_the_supervisor in [true, false] {
-            let args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
-            let config = args.validate(url.clone()).expect("valid");
-            let state = State::starting("", &config);
-            let dispatcher = Dispatcher::start(config, options.clone()).expect("a dispatcher");
-            state.set(Ok(dispatcher.clone()));
-            let expected = match of_the_supervisor {
-                true => {
-                    dispatcher.supervisor.do_send(Panic);
-                    "the supervisor"
-                }
-                false => {
-                    dispatcher.db.do_send(Panic);
-                    "the database actor"
-                }
-            };
-            let error = dispatch(dispatcher, &state, &mut signals).await.expect_err("not the end");
-            assert!(matches!(&error, ServeError::Panicked(actor) if *actor == expected), "{error}");
-            assert_eq!(error.exit_code(), ExitCode::from(crate::cli::EXIT_PANIC));
+        let args = DispatchArgs::from_flags(&[]).expect("all options have defaults");
+        let config = args.validate(url.clone()).expect("valid");
+        let supervision = Supervision::default();
+        let quick = Duration::from_millis(100);
+        Watchdog::start(supervision.clone(), quick, || {}).expect("a thread");
+        let state = State::starting("", &config, supervision.clone());
+        let dispatcher = Dispatcher::start(config, options, supervision).expect("a dispatcher");
+        state.set(Ok(dispatcher.clone()));
+        match fault {
+            Fault::PanicOfTheSupervisor => dispatcher.supervisor.do_send(Panic),
+            Fault::PanicOfTheDbActor => dispatcher.db.do_send(Panic),
+            Fault::FreezeOfTheDbActor => dispatcher.db.do_send(Freeze),
         }
+        let error = dispatch(dispatcher, &state, &mut signals).await.expect_err("not the end");
+        assert_eq!(error.exit_code(), ExitCode::from(crate::cli::EXIT_PANIC));
+        let ServeError::Fatal(fatal) = error else { panic!("{error}") };
+        fatal.to_string()
     }
 }

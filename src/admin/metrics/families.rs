@@ -37,6 +37,7 @@ families! {
     DESTINATIONS_LOCKED: gauge posthaste_destinations_locked []
         "Destinations not contacted, as their secrets cannot be decrypted.";
     DESTINATION_PANICS: counter posthaste_destination_panics_total [] "Panics in the code of a destination.";
+    PANICS: counter posthaste_panics_total [part] "Panics in the code of what runs beside destinations.";
     BREAKERS: gauge posthaste_breakers [state] "Destinations by how their breaker stands.";
     IN_FLIGHT: gauge posthaste_requests_in_flight [] "Requests in flight.";
     IN_FLIGHT_LIMIT: gauge posthaste_requests_in_flight_limit [] "Requests that may be in flight.";

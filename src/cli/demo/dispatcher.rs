@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::actors;
+use crate::actors::supervision::Supervision;
 use crate::admin::{self, Pages, State};
 use crate::config::{Config, DispatchArgs};
 use crate::model::Secret;
@@ -62,14 +63,19 @@ async fn run_dispatcher(
     stop: oneshot::Receiver<()>,
 ) -> Result<(), String> {
     let options = store::options(&config.database_url).map_err(|error| error.to_string())?;
-    let state = State::starting("starting", &config);
+    let supervision = Supervision::default();
+    let state = State::starting("starting", &config, supervision.clone());
     let (address, server) =
         admin::start(config.listen, Pages::All, state.clone()).map_err(|error| error.to_string())?;
-    let dispatcher = actors::Dispatcher::start(config, options).map_err(|error| error.to_string())?;
+    let dispatcher = actors::Dispatcher::start(config, options, supervision.clone());
+    let dispatcher = dispatcher.map_err(|error| error.to_string())?;
     state.set(Ok(dispatcher.clone()));
     // Whoever started it may have given up by now; then `stop` says so as well.
     ready.send(address).ok();
-    stop.await.ok();
+    tokio::select! {
+        _ = stop => {}
+        fatal = supervision.ended() => return Err(fatal.to_string()),
+    }
     dispatcher.stop().await;
     server.stop().await;
     Ok(())
