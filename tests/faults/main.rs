@@ -7,6 +7,7 @@
 mod common;
 
 mod clock;
+mod frozen;
 mod local;
 mod locks;
 mod network;
