@@ -14,3 +14,4 @@ ALTER TABLE public.posthaste_retention ADD CONSTRAINT posthaste_retention_destin
 CREATE INDEX posthaste_deliveries_delivered ON public.webhook_deliveries USING btree (delivered_at) WHERE (status = 'delivered');
 CREATE INDEX posthaste_deliveries_dead ON public.webhook_deliveries USING btree (created_at) WHERE (status = 'dead');
 CREATE INDEX posthaste_attempts_started ON public.posthaste_attempts USING btree (started_at);
+CREATE INDEX posthaste_jobs_ended ON public.posthaste_jobs USING btree (updated_at) WHERE (state <> 'running'::text);

@@ -28,9 +28,9 @@ GRANT SELECT, INSERT ON public.activity_logs TO :"role";
 -- Failed attempts, bounded per delivery.
 GRANT SELECT, INSERT ON public.posthaste_attempts TO :"role";
 
--- Retention: only settled deliveries and attempts are deleted, never events. Without these rights nothing is, and
--- `posthaste check` warns; they are not needed with all --retention options at 0.
-GRANT DELETE ON public.webhook_deliveries, public.posthaste_attempts TO :"role";
+-- Retention: only settled deliveries, attempts and jobs that have ended are deleted, never events. Without these
+-- rights nothing is, and `posthaste check` warns; they are not needed with all --retention options at 0.
+GRANT DELETE ON public.webhook_deliveries, public.posthaste_attempts, public.posthaste_jobs TO :"role";
 GRANT SELECT, INSERT, UPDATE ON public.posthaste_retention TO :"role";
 
 -- Whether everything has been migrated.

@@ -165,6 +165,7 @@ fn age(ages: Retention, kind: Kind) -> Option<Duration> {
         Kind::Delivered => ages.delivered,
         Kind::Dead => ages.dead,
         Kind::Attempts => ages.attempts,
+        Kind::Jobs => ages.jobs,
     }
 }
 

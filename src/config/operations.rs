@@ -20,6 +20,8 @@ const DEFAULT_RETENTION_DELIVERED: &str = "30d";
 const DEFAULT_RETENTION_DEAD: &str = "0";
 /// How long failed attempts are kept: as long as the deliveries.
 const DEFAULT_RETENTION_ATTEMPTS: &str = "30d";
+/// How long jobs that have ended are kept: as long as what they did can be looked at.
+const DEFAULT_RETENTION_JOBS: &str = "30d";
 
 /// Bytes of request bodies and of answers that the API holds: twelve of the largest events.
 const DEFAULT_MAX_API_BYTES: &str = "64MiB";
@@ -67,6 +69,10 @@ pub struct OperationArgs {
     #[arg(long, env = "POSTHASTE_RETENTION_ATTEMPTS", default_value = DEFAULT_RETENTION_ATTEMPTS,
           value_name = "DURATION")]
     pub retention_attempts: String,
+    /// How long replays and backfills that have ended are kept, a duration up to 100y; 0 keeps them for ever
+    #[arg(long, env = "POSTHASTE_RETENTION_JOBS", default_value = DEFAULT_RETENTION_JOBS,
+          value_name = "DURATION")]
+    pub retention_jobs: String,
 }
 
 /// [`OperationArgs`], checked.
@@ -99,12 +105,14 @@ pub struct Retention {
     pub dead: Option<Duration>,
     /// Failed attempts.
     pub attempts: Option<Duration>,
+    /// Replays and backfills that have ended.
+    pub jobs: Option<Duration>,
 }
 
 impl Retention {
     /// Whether nothing is ever deleted.
     pub fn is_off(self) -> bool {
-        self.delivered.or(self.dead).or(self.attempts).is_none()
+        self.delivered.or(self.dead).or(self.attempts).or(self.jobs).is_none()
     }
 }
 
@@ -133,6 +141,7 @@ impl OperationArgs {
             delivered: age("--retention-delivered", &self.retention_delivered),
             dead: age("--retention-dead", &self.retention_dead),
             attempts: age("--retention-attempts", &self.retention_attempts),
+            jobs: age("--retention-jobs", &self.retention_jobs),
         };
         let admin_token = self.admin_token.as_ref().and_then(|token| read_token(token, r));
         Operations {

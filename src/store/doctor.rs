@@ -146,9 +146,10 @@ const NEEDED: [(&str, &str); 32] = [
 ];
 
 /// What retention needs besides: without it nothing is delivered later, the tables only grow.
-const NEEDED_TO_DELETE: [(&str, &str); 5] = [
+const NEEDED_TO_DELETE: [(&str, &str); 6] = [
     ("webhook_deliveries", "DELETE"),
     ("posthaste_attempts", "DELETE"),
+    ("posthaste_jobs", "DELETE"),
     ("posthaste_retention", "SELECT"),
     ("posthaste_retention", "INSERT"),
     ("posthaste_retention", "UPDATE"),

@@ -25,11 +25,13 @@ pub enum Kind {
     Dead,
     /// Attempts of settled deliveries; their age counts from when they started.
     Attempts,
+    /// Jobs that are done, cancelled or failed; their age counts from then on.
+    Jobs,
 }
 
 impl Kind {
     /// All kinds, in the order of a pass.
-    pub const ALL: [Kind; 3] = [Kind::Delivered, Kind::Dead, Kind::Attempts];
+    pub const ALL: [Kind; 4] = [Kind::Delivered, Kind::Dead, Kind::Attempts, Kind::Jobs];
 
     /// As in labels and logs.
     pub fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Delivered => "delivered",
             Kind::Dead => "dead",
             Kind::Attempts => "attempts",
+            Kind::Jobs => "jobs",
         }
     }
 }
@@ -125,6 +128,22 @@ deleted AS (
 )
 SELECT count(*), (SELECT count(*) FROM deleted), max(at) FROM old";
 
+/// A job that has ended does not change any more.
+const PRUNE_JOBS: &str = "
+WITH clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
+old AS MATERIALIZED (
+    SELECT j.id, j.updated_at AS at FROM public.posthaste_jobs j
+    WHERE j.state <> 'running' AND j.updated_at >= $1
+      AND j.updated_at < (SELECT now FROM clock) - $2::interval
+    ORDER BY j.updated_at LIMIT $3
+    FOR UPDATE OF j SKIP LOCKED
+),
+deleted AS (
+    DELETE FROM public.posthaste_jobs j USING old o WHERE j.id = o.id
+    RETURNING 1
+)
+SELECT count(*), (SELECT count(*) FROM deleted), max(at) FROM old";
+
 impl Pruner {
     /// Connects, unless another process is pruning this database at this moment.
     ///
@@ -162,6 +181,7 @@ impl Pruner {
             Kind::Delivered => PRUNE_DELIVERED,
             Kind::Dead => PRUNE_DEAD,
             Kind::Attempts => PRUNE_ATTEMPTS,
+            Kind::Jobs => PRUNE_JOBS,
         };
         let query = sqlx::query_as(sql).bind(since).bind(age).bind(i64::from(rows));
         let (found, deleted, last): (i64, i64, Option<DbTime>) =

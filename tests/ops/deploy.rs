@@ -117,11 +117,13 @@ async fn without_the_right_to_delete_everything_else_works_and_it_is_said() {
     let org = db.org().await;
     db.destination(org, receiver.url("/")).insert().await;
     let (role, url) = db.role(SERVE).await;
-    db.execute(&format!("REVOKE DELETE ON webhook_deliveries FROM {role}")).await;
+    db.execute(&format!("REVOKE DELETE ON webhook_deliveries, posthaste_jobs FROM {role}")).await;
     let check = run(&["check"], &[("DATABASE_URL", url.reveal())]);
     let said = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(check.status.success(), "nothing is lost or delayed by it: {said}");
-    assert!(said.contains(&format!("GRANT DELETE ON webhook_deliveries TO {role}")), "{said}");
+    for table in ["webhook_deliveries", "posthaste_jobs"] {
+        assert!(said.contains(&format!("GRANT DELETE ON {table} TO {role}")), "{said}");
+    }
     let mut posthaste = Posthaste::serve(&url).await;
     db.events(org, 3).await;
     db.settled().await;

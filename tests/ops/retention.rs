@@ -12,10 +12,11 @@ use crate::common::{Db, Posthaste, Receiver, check_invariants, eventually};
 use crate::page::Page;
 
 /// Old rows are deleted after a day, all kinds of them.
-const A_DAY: [(&str, &str); 3] = [
+const A_DAY: [(&str, &str); 4] = [
     ("POSTHASTE_RETENTION_DELIVERED", "1d"),
     ("POSTHASTE_RETENTION_DEAD", "1d"),
     ("POSTHASTE_RETENTION_ATTEMPTS", "1d"),
+    ("POSTHASTE_RETENTION_JOBS", "1d"),
 ];
 const MANY: usize = 2_500;
 
@@ -41,6 +42,19 @@ async fn settled(db: &Db, org: Uuid, status: &str, days: u32, count: usize) -> U
     ))
     .await;
     id
+}
+
+/// Jobs of `destination` in each state, last changed `days` ago; as many that are done as told.
+async fn jobs(db: &Db, destination: Uuid, days: u32, done: usize) {
+    db.execute(&format!(
+        "INSERT INTO posthaste_jobs (org_id, destination_id, kind, state, range_to, after_at, after_id,
+            resume_at, created_at, updated_at)
+        SELECT org_id, id, 'backfill', state, t, t, id, t + interval '100 y', t, t
+        FROM webhook_destinations, (SELECT timezone('UTC', now()) - interval '{days} d' AS t) AS at,
+            unnest(ARRAY['running', 'cancelled', 'failed'] || array_fill('done'::text, ARRAY[{done}])) AS state
+        WHERE id = '{destination}'"
+    ))
+    .await;
 }
 
 async fn deliveries_of(db: &Db, destination: Uuid) -> i64 {
@@ -91,14 +105,51 @@ async fn what_is_settled_and_old_is_deleted_and_the_rest_and_every_event_stay() 
 }
 
 #[tokio::test]
+async fn jobs_that_ended_long_ago_are_deleted_and_those_that_run_stay() {
+    let db = Db::new().await;
+    let org = db.org().await;
+    let destination = db.destination(org, "http://127.0.0.1:9/").insert().await;
+    jobs(&db, destination, 2, MANY).await;
+    jobs(&db, destination, 0, 1).await;
+    let mut holder = db.pool.begin().await.unwrap();
+    sqlx::query(
+        "SELECT FROM posthaste_jobs WHERE state = 'cancelled' ORDER BY updated_at LIMIT 1 FOR UPDATE",
+    )
+    .execute(&mut *holder)
+    .await
+    .unwrap();
+    let soon = [A_DAY[3], ("POSTHASTE_RETENTION_DEAD", "1s")];
+    let mut posthaste = Posthaste::serve_with(&db.url, &soon).await;
+    eventually("the old ones are gone but for the locked one", async || {
+        db.number("SELECT count(*) FROM posthaste_jobs").await == 6
+    })
+    .await;
+    holder.rollback().await.unwrap();
+    eventually("that one, too", async || db.number("SELECT count(*) FROM posthaste_jobs").await == 5).await;
+    let states = "SELECT string_agg(state, ' ' ORDER BY updated_at, state) FROM posthaste_jobs";
+    assert_eq!(db.text(states).await.as_deref(), Some("running cancelled done failed running"));
+    eventually("it is counted", async || {
+        let deleted = [("kind", "jobs")];
+        let page = Page::of(&posthaste).await;
+        page.value("posthaste_retention_deleted_rows_total", &deleted) == MANY as f64 + 2.0
+    })
+    .await;
+    assert!(posthaste.terminate().await.success());
+    check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
 async fn by_default_the_dead_are_kept_and_their_attempts_are_not() {
     let db = Db::new().await;
     let org = db.org().await;
     let dead = settled(&db, org, "dead", 400, 5).await;
     let delivered = settled(&db, org, "delivered", 31, 5).await;
     let month = settled(&db, org, "delivered", 29, 5).await;
+    jobs(&db, dead, 31, 1).await;
+    jobs(&db, dead, 29, 1).await;
     let posthaste = Posthaste::serve(&db.url).await;
     a_first_pass_is_over(&posthaste).await;
+    assert_eq!(db.number("SELECT count(*) FROM posthaste_jobs").await, 5);
     assert_eq!((deliveries_of(&db, dead).await, attempts_of(&db, dead).await), (5, 0));
     assert_eq!((deliveries_of(&db, delivered).await, deliveries_of(&db, month).await), (0, 5));
     assert_eq!(attempts_of(&db, month).await, 5);
@@ -110,10 +161,12 @@ async fn switched_off_everything_is_kept_and_nothing_is_said_about_it() {
     let db = Db::new().await;
     let org = db.org().await;
     let delivered = settled(&db, org, "delivered", 4000, 5).await;
+    jobs(&db, delivered, 4000, 1).await;
     let off = A_DAY.map(|(name, _)| (name, "0"));
     let posthaste = Posthaste::serve_with(&db.url, &off).await;
     let page = Page::of(&posthaste).await;
     assert!(!page.text.contains("posthaste_retention"));
+    assert_eq!(db.number("SELECT count(*) FROM posthaste_jobs").await, 4);
     assert_eq!((deliveries_of(&db, delivered).await, attempts_of(&db, delivered).await), (5, 5));
     check_invariants(&db, &[]).await;
 }
@@ -188,6 +241,9 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
     settled(&setup, org, "dead", 3, 5).await;
     settled(&setup, org, "failed", 3, 5).await;
     settled(&setup, org, "delivered", 0, 4 * MANY).await;
+    let destination = setup.destination(org, "http://127.0.0.1:9/").insert().await;
+    jobs(&setup, destination, 3, MANY).await;
+    jobs(&setup, destination, 0, 4 * MANY).await;
     setup.pool.close().await;
     let options = store::options(&db.url).unwrap().options([("search_path", "public")]);
     let mut observer = store::connect(&options).await.unwrap();
@@ -199,12 +255,15 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
     eventually("the others have ended", async || number(others).await == 0).await;
     let scans = "SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables
-        WHERE relname IN ('webhook_deliveries', 'posthaste_attempts')";
+        WHERE relname IN ('webhook_deliveries', 'posthaste_attempts', 'posthaste_jobs')";
     let before = number(scans).await;
 
     let mut pruner = Pruner::connect(&options).await.unwrap().expect("nobody else prunes");
     let day = Duration::from_secs(86_400);
-    for (kind, expected) in [(Kind::Delivered, MANY as u64), (Kind::Dead, 5), (Kind::Attempts, 0)] {
+    let many = MANY as u64;
+    for (kind, expected) in
+        [(Kind::Delivered, many), (Kind::Dead, 5), (Kind::Attempts, 0), (Kind::Jobs, many + 2)]
+    {
         let (mut deleted, mut since) = (0, Some(DbTime(i64::MIN)));
         while let Some(from) = since {
             let pruned = pruner.prune(kind, day, from, 1_000).await.unwrap();
@@ -215,14 +274,18 @@ async fn old_rows_are_found_by_their_indexes_and_not_by_reading_the_tables() {
     }
     pruner.close().await;
     eventually("that session has ended", async || number(others).await == 0).await;
-    for index in ["posthaste_deliveries_delivered", "posthaste_deliveries_dead", "posthaste_attempts_started"]
-    {
+    for index in [
+        "posthaste_deliveries_delivered",
+        "posthaste_deliveries_dead",
+        "posthaste_attempts_started",
+        "posthaste_jobs_ended",
+    ] {
         let used = format!("SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = '{index}'");
         assert!(number(&used).await > 0, "{index}");
     }
     assert_eq!(number(scans).await, before);
     // Each stops where the young ones begin.
-    for index in ["posthaste_deliveries_delivered", "posthaste_attempts_started"] {
+    for index in ["posthaste_deliveries_delivered", "posthaste_attempts_started", "posthaste_jobs_ended"] {
         let read = format!("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = '{index}'");
         let read = number(&read).await;
         // All are of the same moment: each statement begins with what the ones before it have deleted.
