@@ -125,14 +125,21 @@ async fn a_destination_that_panics_comes_back_and_the_others_do_not_notice() {
 /// Waits until `part` has panicked, as it was asked to.
 async fn panicked(dispatcher: &Dispatcher, part: Part, times: u64) {
     dispatcher.shared.supervision.ask_to_panic(part);
-    while dispatcher.shared.supervision.panics(part) < times {
+    eventually("it panics", async || dispatcher.shared.supervision.panics(part) >= times).await;
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = crate::clock::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "not within half a minute: {what}");
         tokio::task::yield_now().await;
     }
 }
 
-/// Waits until `sql` finds none.
-async fn none(db: &mut store::Connection, sql: &'static str) {
-    while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *db).await.expect("a count") > 0 {}
+/// Waits until everything is delivered.
+async fn delivered(db: &mut store::Connection) {
+    eventually("everything is delivered", async || demo::not_delivered(db).await.expect("a count") == 0)
+        .await;
 }
 
 #[actix_rt::test]
@@ -146,10 +153,8 @@ async fn jobs_the_listener_and_retention_come_back_after_a_panic_and_readiness_t
     let dispatcher = database.dispatcher(&["--poll-interval=1h"], Supervision::default());
     event(&mut db, org, "test").await;
     assert_eq!(next(&mut requests).await, "/it");
-    while dispatcher.retention().last_pass.is_none() {
-        tokio::task::yield_now().await;
-    }
-    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+    eventually("a pass of retention", async || dispatcher.retention().last_pass.is_some()).await;
+    delivered(&mut db).await;
 
     for part in [Part::Listener, Part::Jobs, Part::Retention] {
         for times in 1..=3 {
@@ -160,13 +165,11 @@ async fn jobs_the_listener_and_retention_come_back_after_a_panic_and_readiness_t
         assert_eq!((readiness.problems.len(), readiness.warnings), (0, warnings.clone()));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("panicked and is to be started again"), "{warnings:?}");
-        while dispatcher.shared.supervision.is_down(part) {
-            tokio::task::yield_now().await;
-        }
+        eventually("it starts again", async || !dispatcher.shared.supervision.is_down(part)).await;
     }
     event(&mut db, org, "test").await;
     assert_eq!(next(&mut requests).await, "/it", "the listener hears again");
-    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+    delivered(&mut db).await;
 
     let spec = stored_jobs::Spec {
         kind: stored_jobs::Kind::Replay,
@@ -180,15 +183,13 @@ async fn jobs_the_listener_and_retention_come_back_after_a_panic_and_readiness_t
     stored_jobs::create(&mut db, &spec).await.expect("a job").expect("not too many");
     dispatcher.jobs.wake();
     assert_eq!([next(&mut requests).await, next(&mut requests).await], ["/it", "/it"], "the job is done");
-    none(&mut db, "SELECT count(*) FROM public.webhook_deliveries WHERE status <> 'delivered'").await;
+    delivered(&mut db).await;
 
     let age = "UPDATE public.webhook_deliveries SET delivered_at = delivered_at - interval '1 y'";
     sqlx::query(age).execute(&mut db).await.expect("old deliveries");
     panicked(&dispatcher, Part::Retention, 4).await;
     assert!(dispatcher.retention().last_pass.is_some(), "what was known before is not forgotten");
-    while dispatcher.retention().deleted[0] < 2 {
-        tokio::task::yield_now().await;
-    }
+    eventually("they are deleted", async || dispatcher.retention().deleted[0] == 2).await;
     assert!(dispatcher.readiness().await.warnings.is_empty());
     dispatcher.stop().await;
     drop(db);

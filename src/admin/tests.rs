@@ -41,9 +41,12 @@ async fn a_panic_of_a_handler_costs_its_request_and_one_of_the_accept_loop_no_co
     }
     for panics in 1..=3 {
         supervision.ask_to_panic(Part::HttpServer);
-        while supervision.panics(Part::HttpServer) < panics {
-            tokio::task::yield_now().await;
-        }
+        let panicked = async {
+            while supervision.panics(Part::HttpServer) < panics {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), panicked).await.expect("it runs, and panics");
         assert_eq!(get(&mut open, "/healthz").await, "200", "what is open goes on");
         let mut fresh = TcpStream::connect(address).await.expect("a connection");
         assert_eq!(get(&mut fresh, "/healthz").await, "200", "accepted after the panic");

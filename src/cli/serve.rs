@@ -381,7 +381,9 @@ mod tests {
             Fault::PanicOfTheDbActor => dispatcher.db.do_send(Panic),
             Fault::FreezeOfTheDbActor => dispatcher.db.do_send(Freeze),
         }
-        let error = dispatch(dispatcher, &state, &mut signals).await.expect_err("not the end");
+        let dispatch = dispatch(dispatcher, &state, &mut signals);
+        let ended = tokio::time::timeout(Duration::from_secs(30), dispatch).await.expect("an end");
+        let error = ended.expect_err("not the end");
         assert_eq!(error.exit_code(), ExitCode::from(crate::cli::EXIT_PANIC));
         let ServeError::Fatal(fatal) = error else { panic!("{error}") };
         fatal.to_string()

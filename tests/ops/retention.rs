@@ -51,7 +51,7 @@ async fn jobs(db: &Db, destination: Uuid, days: u32, done: usize) {
             resume_at, created_at, updated_at)
         SELECT org_id, id, 'backfill', state, t, t, id, t + interval '100 y', t, t
         FROM webhook_destinations, (SELECT timezone('UTC', now()) - interval '{days} d' AS t) AS at,
-            unnest(ARRAY['running', 'cancelled', 'failed'] || array_fill('done'::text, ARRAY[{done}])) AS state
+            unnest(array_fill('done'::text, ARRAY[{done}]) || '{{running, cancelled, failed}}') AS state
         WHERE id = '{destination}'"
     ))
     .await;
