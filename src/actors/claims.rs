@@ -118,12 +118,12 @@ impl Claims {
             && claims.len() < most
             && let Some((org, mut claim)) = queue.waiting.pop(|org| bytes.allowance(org) > 0)
         {
-            if claim.most_beside <= claims.len() {
+            if claim.max_group_size <= claims.len() {
                 // The next statement begins with it.
                 queue.waiting.put_back(org, claim);
                 break;
             }
-            most = most.min(claim.most_beside);
+            most = most.min(claim.max_group_size);
             claim.ask.want = claim.ask.want.min((most_rows - rows) as u32);
             rows += claim.ask.want as usize;
             claims.push(claim);

@@ -61,7 +61,7 @@ pub struct Claim {
     /// How soon.
     pub urgency: Urgency,
     /// Claims that its statement may have: fewer after one that failed, until its culprit stands alone.
-    pub most_beside: usize,
+    pub max_group_size: usize,
     /// Gets the [`Granted`].
     pub reply: Recipient<Granted>,
 }

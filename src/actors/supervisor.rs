@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims, Withdraw};
-use super::destination::{self, DestinationActor, GoOn, Handles, Reconfigure, Retire, Stopped, Wake};
+use super::destination::{self, DestinationActor, Handles, Reconfigure, Retire, Stopped, Wake};
 use super::listen::{self, Hinted, Listening};
 use super::outage::Outage;
 use super::supervision::{ExitGuard, MAX_RESTART_PAUSE, Ping, StopHandle, restart_pause};
@@ -150,8 +150,6 @@ impl Supervisor {
         }
         (self.polling, self.poll_again) = (true, false);
         let (pool, busy) = (self.pool.clone(), self.shared.backlogs.all());
-        // Nobody looks for them: what has been ready for too long must be given back all the same.
-        busy.iter().filter_map(|id| self.children.get(id)).for_each(|child| child.addr.do_send(GoOn));
         let poll = async move {
             match destinations::poll(&pool, &busy).await {
                 Err(error) => Err(store::cause(&pool, error).await),

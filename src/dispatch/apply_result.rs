@@ -99,7 +99,7 @@ impl<H> Machine<H> {
             Verdict::Delivered => {
                 self.health.succeeded(now, most);
                 self.batcher.bisections.accepted(&batch, self.rules.batch.events);
-                self.write(&batch.leased, Effectively::All(Change::Delivered), &attempt, verdict, at);
+                self.write(&batch.leased, Disposition::All(Change::Delivered), &attempt, verdict, at);
             }
             Verdict::Split => {
                 self.health.refused_event(now, most);
@@ -114,7 +114,7 @@ impl<H> Machine<H> {
                 false => self.charge(batch, Some(started_at), &attempt, verdict, at),
             },
             Verdict::Gone => {
-                let dead = Effectively::All(Change::Dead { charged: true });
+                let dead = Disposition::All(Change::Dead { charged: true });
                 self.batcher.bisections.ended(&batch);
                 self.write(&batch.leased, dead, &attempt, verdict, at);
                 self.disable("the receiver answered 410 Gone".into(), of_operational);
@@ -152,7 +152,7 @@ impl<H> Machine<H> {
         if batch.part_of.is_some() && batch.leased.len() > 1 {
             return self.split(batch, false, at);
         }
-        let how = Effectively::Charged { outage };
+        let how = Disposition::Charged { outage };
         let rest = match outage {
             None => self.batcher.bisections.refused_alone(&batch),
             Some(_) => {
@@ -188,24 +188,24 @@ impl<H> Machine<H> {
             return;
         }
         self.batcher.bisections.ended(&batch);
-        self.write(&batch.leased, Effectively::All(Change::Postponed { delay }), attempt, verdict, at);
+        self.write(&batch.leased, Disposition::All(Change::Postponed { delay }), attempt, verdict, at);
     }
 
     /// Has the result of a request written for these deliveries.
     fn write(
         &mut self,
         leased: &[Leased<H>],
-        how: Effectively,
+        how: Disposition,
         attempt: &Attempt,
         verdict: Verdict,
         at: Moment,
     ) {
-        let said = Said::by(&attempt.answer, verdict);
+        let said = AnswerText::by(&attempt.answer, verdict);
         let mut outcomes = Vec::with_capacity(leased.len());
         for Leased { delivery, .. } in leased {
             let change = match how {
-                Effectively::All(change) => change,
-                Effectively::Charged { outage } => self.charged(delivery, outage, at),
+                Disposition::All(change) => change,
+                Disposition::Charged { outage } => self.charged(delivery, outage, at),
             };
             if let Change::Failed { delay } | Change::Postponed { delay } = change {
                 self.cursor.results_sent();
@@ -298,7 +298,7 @@ impl<H> Machine<H> {
 
 /// What happens to the deliveries of one request.
 #[derive(Clone, Copy)]
-enum Effectively {
+enum Disposition {
     /// The same to all.
     All(Change),
     /// A failure is charged to each. `outage`: it is the destination's, so that it may spare, and its request
@@ -312,24 +312,24 @@ fn is_operational(delivery: &Delivery) -> bool {
 }
 
 /// What an answer says to each delivery of its request: one copy for all.
-struct Said {
+struct AnswerText {
     status: Option<u16>,
     body: Option<Arc<str>>,
     error: Option<Arc<str>>,
 }
 
-impl Said {
-    fn by(answer: &Answer, verdict: Verdict) -> Said {
+impl AnswerText {
+    fn by(answer: &Answer, verdict: Verdict) -> AnswerText {
         let (status, body) = match answer {
             Answer::Response { status, body, .. } => (Some(*status), Some(body.as_str().into())),
             Answer::Failed(_) | Answer::OurFault(_) => (None, None),
         };
         let error = (verdict != Verdict::Delivered).then(|| message(answer).into());
-        Said { status, body, error }
+        AnswerText { status, body, error }
     }
 }
 
-fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt, said: &Said) -> Outcome {
+fn outcome(delivery: &Delivery, change: Change, attempt: &Attempt, said: &AnswerText) -> Outcome {
     let failed = (change != Change::Delivered).then(|| FailedAttempt {
         number: delivery.attempts + 1,
         duration: attempt.duration,

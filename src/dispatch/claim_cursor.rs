@@ -155,7 +155,7 @@ impl ClaimCursor {
     }
 
     /// The answer.
-    pub(super) fn answered(&mut self, look: Look, now: Instant) {
+    pub(super) fn answered(&mut self, look: ClaimSummary, now: Instant) {
         self.claiming = false;
         self.more = look.more;
         self.behind |= look.behind;
@@ -182,7 +182,7 @@ impl ClaimCursor {
 
 /// What a claim has found.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
+pub(super) struct ClaimSummary {
     /// More is due than it gave.
     pub(super) more: bool,
     /// It gave something.
@@ -209,9 +209,9 @@ mod tests {
         cursor
     }
 
-    fn look(more: bool) -> Look {
+    fn look(more: bool) -> ClaimSummary {
         let fill_wait = Duration::ZERO;
-        Look { more, brought: true, reached: NEXT, behind: false, next_due: None, fill_wait }
+        ClaimSummary { more, brought: true, reached: NEXT, behind: false, next_due: None, fill_wait }
     }
 
     /// Answers with `more`, reaching [`NEXT`].
@@ -269,7 +269,7 @@ mod tests {
         let mut cursor = cursor(now);
         let wait = Duration::from_secs(8);
         cursor.claim(10, false, None, now);
-        cursor.answered(Look { brought: false, fill_wait: wait, ..look(false) }, now);
+        cursor.answered(ClaimSummary { brought: false, fill_wait: wait, ..look(false) }, now);
         cursor.hint();
         let later = now + Duration::from_millis(500);
         assert_eq!(cursor.is_wanted(true, now), Err(later));
@@ -282,10 +282,10 @@ mod tests {
         let now = crate::clock::now();
         let mut cursor = cursor(now);
         assert_eq!(cursor.claim(1, true, None, now).ordered, Some(Ordered::Everywhere));
-        let refused = Look { brought: false, reached: None, ..look(true) };
+        let refused = ClaimSummary { brought: false, reached: None, ..look(true) };
         cursor.answered(refused, now);
         assert_eq!(cursor.claim(1, true, None, now).ordered, Some(Ordered::Everywhere));
-        cursor.answered(Look { reached: None, ..look(true) }, now);
+        cursor.answered(ClaimSummary { reached: None, ..look(true) }, now);
         let claim = cursor.claim(1, true, None, now);
         assert_eq!((claim.ordered, claim.since), (Some(Ordered::Near), None));
         cursor.reordered();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::batcher::{Batcher, Leased, Next};
 use super::bisections::Batch;
-use super::claim_cursor::{ClaimCursor, Look};
+use super::claim_cursor::{ClaimCursor, ClaimSummary};
 use super::concurrency::Concurrency;
 use super::pace::Pace;
 use super::rate_limit::RateLimit;
@@ -97,7 +97,6 @@ impl<H> Machine<H> {
     pub fn handle(&mut self, event: Event<H>, at: Moment) {
         match event {
             Event::Woken => self.cursor.hint(),
-            Event::Polled => {}
             Event::TimeCame => {
                 if self.timers.came(at.now) == Due::Look {
                     self.cursor.hint();
@@ -362,7 +361,7 @@ impl<H> Machine<H> {
     fn claimed(&mut self, reply: ClaimReply<H>, at: Moment) {
         let ClaimReply { leased, more, next_due, reached, behind } = reply;
         let next_due = next_due.map(|due| at.instant(due) + DUE_SLACK);
-        let look = Look {
+        let look = ClaimSummary {
             more,
             brought: !leased.is_empty(),
             reached: reached.filter(|_| !self.rules.ordered),

@@ -68,8 +68,6 @@ impl Moment {
 pub enum Event<H> {
     /// There may be work: look.
     Woken,
-    /// A poll, which did not look for work of a destination with a backlog, has passed.
-    Polled,
     /// The time of the last [`Effect::WakeAt`] has come.
     TimeCame,
     /// A slot of the process is there, as [`Effect::AcquireSlot`] asked.

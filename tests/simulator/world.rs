@@ -314,9 +314,7 @@ impl World {
                 continue;
             };
             let who = running.who;
-            if running.has_backlog {
-                self.handle(who, Event::Polled)?;
-            } else if self.db.may_be_due(of, self.now) {
+            if !running.has_backlog && self.db.may_be_due(of, self.now) {
                 self.handle(who, Event::Woken)?;
             }
         }

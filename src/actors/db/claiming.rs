@@ -204,13 +204,13 @@ impl DbActor {
     /// Tries claims again with fewer others, and in the end with fewer deliveries, until the culprit stands
     /// alone.
     fn halve(&mut self, claims: Vec<Claim>) {
-        let most_beside = (claims.len() / 2).max(1);
+        let max_group_size = (claims.len() / 2).max(1);
         for mut claim in claims {
-            if most_beside == 1 {
+            if max_group_size == 1 {
                 claim.ask.want = (claim.ask.want / 2).max(1);
                 claim.ask.since = None;
             }
-            self.enqueue(Claim { most_beside, ..claim });
+            self.enqueue(Claim { max_group_size, ..claim });
         }
     }
 

@@ -35,11 +35,6 @@ use crate::store::deliveries::Ask;
 #[rtype(result = "()")]
 pub struct Wake;
 
-/// From the supervisor, at each poll, which does not look for work of a destination with a backlog: go on.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct GoOn;
-
 /// From the supervisor: the row or its settings have changed. The state comes along, as enabling clears it.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -258,7 +253,7 @@ impl DestinationActor {
         let dispatch::Claim { want, since, ordered, fill, after_results, urgency } = claim;
         let ask = Ask { destination: self.destination.id, want, since, max_bytes: 0, ordered, fill };
         let (org, reply) = (self.destination.org, ctx.address().recipient());
-        self.db().do_send(Claim { org, ask, after_results, urgency, most_beside: usize::MAX, reply });
+        self.db().do_send(Claim { org, ask, after_results, urgency, max_group_size: usize::MAX, reply });
     }
 
     fn wake_at(&mut self, moment: Instant, ctx: &mut Context<Self>) {
@@ -318,14 +313,6 @@ impl Handler<Wake> for DestinationActor {
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
         self.handles.woken.store(false, Ordering::Release);
         self.handle_event(Event::Woken, ctx);
-    }
-}
-
-impl Handler<GoOn> for DestinationActor {
-    type Result = ();
-
-    fn handle(&mut self, _: GoOn, ctx: &mut Self::Context) {
-        self.handle_event(Event::Polled, ctx);
     }
 }
 
