@@ -180,9 +180,10 @@ mod tests {
         let ended = tokio::time::timeout(SHORT * TICKS * 2, supervision.ended()).await;
         assert!(ended.is_err(), "{ended:?}");
         frozen.spawn_fn(|| block(10 * TICKS));
-        assert_eq!(supervision.ended().await, Fatal::Frozen("frozen".into()));
+        let ended = tokio::time::timeout(SHORT * TICKS * 5, supervision.ended()).await;
+        assert_eq!(ended, Ok(Fatal::Frozen("frozen".into())));
         // This test does not end, whatever it was told.
-        is_called.await.unwrap();
+        tokio::time::timeout(SHORT * TICKS * 5, is_called).await.unwrap().unwrap();
     }
 
     #[test]
