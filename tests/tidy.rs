@@ -48,7 +48,8 @@ const BANS: [(&str, &[&str]); 13] = [
     ("dangerous", &[]),
 ];
 
-/// Policy, formats and dispatch are pure: what these words would bring in comes as an argument, or not at all.
+/// Policy, formats and dispatch are pure: what these words would bring in comes as an argument, or not at
+/// all.
 const IMPURE: [&str; 8] = ["async", "await", "log", "tokio", "actix", "fs", "env", "fastrand"];
 
 /// Everything that may stand at the top level, besides hidden files and what cargo builds.

@@ -63,8 +63,8 @@ impl Faults {
         self.0.get(subject).map(|waiting| waiting.until).filter(|until| *until > now)
     }
 
-    /// Whether a destination gets nothing for now: it cannot be claimed for, or too many of its results cannot
-    /// be written.
+    /// Whether a destination gets nothing for now: nothing can be claimed for it, or too many of its results
+    /// cannot be written.
     pub(super) fn holds_back(&self, destination: DestinationId, now: Instant) -> bool {
         let claims = Subject { kind: Kind::Claim, destination, delivery: None };
         !self.0.is_empty()
@@ -72,7 +72,8 @@ impl Faults {
                 || self.count(Kind::Result, destination, MOST_UNWRITTEN + 1) > MOST_UNWRITTEN)
     }
 
-    /// What a delivery that cannot be read is told as: by itself, or, where there are many, as its destination.
+    /// What a delivery that cannot be read is told as: by itself, or, where there are many, as its
+    /// destination.
     pub(super) fn unreadable(&self, destination: DestinationId, delivery: DeliveryId) -> Subject {
         let subject = Subject { kind: Kind::Claim, destination, delivery: Some(delivery) };
         let many = self.count(Kind::Claim, destination, MOST_UNREADABLE) >= MOST_UNREADABLE;

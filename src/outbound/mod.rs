@@ -1,6 +1,6 @@
 //! The only HTTP client: one attempt in, one [`Attempt`] out. It decides nothing and never retries, with two
-//! exceptions: a kept-alive connection that turns out to be dead is replaced at once (see `tracked_stream.rs`), and an
-//! OAuth2 token that the receiver refuses is replaced once (see `oauth.rs`).
+//! exceptions: a kept-alive connection that turns out to be dead is replaced at once (see
+//! `tracked_stream.rs`), and an OAuth2 token that the receiver refuses is replaced once (see `oauth.rs`).
 //!
 //! ```text
 //!  Destination ──compile──▶ Target ──▶ Sender ──attempt──▶ headers, body, signature

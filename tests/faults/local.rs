@@ -81,10 +81,11 @@ impl Two {
         for sql in [
             "CREATE TABLE damaged (id uuid)",
             "ALTER FUNCTION posthaste_print RENAME TO print_undamaged",
-            "CREATE FUNCTION posthaste_print(ids uuid[], turns bigint[], limits bigint[], most int, room bigint)
+            "CREATE FUNCTION posthaste_print(
+                    ids uuid[], turns bigint[], limits bigint[], most int, room bigint)
                 RETURNS text[] LANGUAGE plpgsql AS 'BEGIN
                     IF EXISTS (SELECT FROM public.damaged d WHERE d.id = ANY (ids)) THEN
-                        RAISE EXCEPTION ''missing chunk number 0 for toast value 1'' USING ERRCODE = ''XX001'';
+                        RAISE EXCEPTION ''missing chunk number 0'' USING ERRCODE = ''XX001'';
                     END IF;
                     RETURN public.print_undamaged(ids, turns, limits, most, room);
                 END'",

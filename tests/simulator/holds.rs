@@ -356,8 +356,8 @@ impl Holds {
         let Minute { sent, claims, claimed, given_back, .. } = *minute;
         if claims > 300 + 8 * (claimed + sent) + 3 * total || given_back > 2_000 + 300 * sent {
             return Err(format!(
-                "{who:?} is busy with nothing: in {} s {claims} claims of {claimed} rows, of which {given_back} \
-                 were given back and {sent} requests made",
+                "{who:?} is busy with nothing: in {} s {claims} claims of {claimed} rows, of which \
+                 {given_back} were given back, and {sent} requests",
                 (now - minute.began) / SECOND
             ));
         }

@@ -60,7 +60,7 @@ fn whatever_is_drawn_everything_arrives_and_nothing_is_broken() {
     }
     let hours = all.passed / (3_600 * SECOND as Time);
     println!(
-        "{runs} seeds, {hours} virtual hours in {} s: {} events, {} requests, {} deliveries delivered, {} dead",
+        "{runs} seeds, {hours} virtual hours in {} s: {} events, {} requests, {} delivered, {} dead",
         began.elapsed().as_secs(),
         all.events,
         all.requests,

@@ -2,7 +2,8 @@
 //!
 //! What it does next is decided by its [`Machine`]; the actor translates messages into events, and effects
 //! into messages, timers, tasks and log lines. Requests run in tasks of their own and report back with
-//! `Finished`, so a slow one never keeps the actor from its mailbox. It pulls; nobody pushes deliveries at it.
+//! `Finished`, so a slow one never keeps the actor from its mailbox. It pulls; nobody pushes deliveries at
+//! it.
 
 mod rules;
 mod tell;

@@ -95,8 +95,8 @@ WHERE o.id NOT IN (SELECT free.id FROM free)"
 /// where the same outcome was written before. Writing twice changes nothing.
 ///
 /// # Errors
-/// Whatever the database says; the outcomes can be written again. After [`StoreError::Timeout`] the connection
-/// must be dropped.
+/// Whatever the database says; the outcomes can be written again. After [`StoreError::Timeout`] the
+/// connection must be dropped.
 pub async fn record(connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<u64, StoreError> {
     let written: i64 = in_time(bound(RECORD, outcomes).fetch_one(connection)).await?;
     Ok(written as u64)
