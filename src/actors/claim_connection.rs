@@ -128,6 +128,10 @@ impl ClaimConnection {
         let why = error.to_string();
         match self.set_aside(ask.destination, which, &why).await {
             Ok(Some(delivery)) => ClaimResult::SetAside { delivery, why, grants },
+            // What was leased meanwhile must not be lost; the culprit is met again.
+            _ if grants.iter().any(|grant| !grant.deliveries.is_empty()) => {
+                ClaimResult::Granted { grants, ordered_failed: None }
+            }
             Err(refused) if refused.is_lasting() => {
                 ClaimResult::Refused(format!("{why}; and it cannot be set aside: {refused}"))
             }

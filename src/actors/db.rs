@@ -280,8 +280,8 @@ impl DbActor {
             if done.is_ok() && sent > 0 {
                 this.stats.records.note(clock::now().saturating_duration_since(began));
             }
-            this.refused(tried_again, &mut work, done.is_ok(), ctx);
-            this.recorded(sent, work, done);
+            let refused = this.refused(tried_again, &mut work, done.is_ok(), ctx);
+            this.recorded(sent - refused, work, done);
             this.claim(ctx);
             this.record(ctx);
         }));
@@ -290,7 +290,7 @@ impl DbActor {
     /// `left` is what was not written of `sent` outcomes and the rest.
     fn recorded(&mut self, sent: usize, left: Work, done: Result<(), StoreError>) {
         // Whatever failed afterwards: these are written.
-        let written = sent.saturating_sub(left.outcomes.len() + left.locked.len() + left.refused.len());
+        let written = sent - left.outcomes.len() - left.locked.len();
         self.stats.recorded += written as u64;
         match done {
             Ok(()) => {

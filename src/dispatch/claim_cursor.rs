@@ -47,6 +47,8 @@ pub(super) struct ClaimCursor {
     /// Something may be due that was not claimed yet.
     hungry: bool,
     claiming: bool,
+    /// The claim under way takes whole batches: what is left over has a wait of its own.
+    fills: bool,
     /// The claim under way goes by an order that does not hold any more.
     is_outdated: bool,
     /// A hint came since the last claim from the beginning, which may not have seen what it is about.
@@ -72,6 +74,7 @@ impl ClaimCursor {
         ClaimCursor {
             hungry: false,
             claiming: false,
+            fills: false,
             is_outdated: false,
             hinted: false,
             behind: false,
@@ -133,6 +136,7 @@ impl ClaimCursor {
     /// Claims up to `want`.
     pub(super) fn claim(&mut self, want: u32, is_ordered: bool, fill: Option<Fill>, now: Instant) -> Claim {
         self.claiming = true;
+        self.fills = fill.is_some();
         let since = self.reached.filter(|_| !is_ordered && now < self.began + self.begin_again);
         if since.is_none() {
             let last = self.reached.take().map_or(Duration::ZERO, |_| self.begin_again);
@@ -159,7 +163,9 @@ impl ClaimCursor {
         self.claiming = false;
         self.more = look.more;
         self.behind |= look.behind;
-        self.hungry = look.more || self.hinted;
+        // Whoever took whole batches does not know yet how long the rest may wait.
+        let left_over = std::mem::take(&mut self.fills) && look.brought;
+        self.hungry = look.more || self.hinted || left_over;
         self.reached = look.reached.or(self.reached).filter(|_| look.more && !look.behind);
         if look.brought {
             // Not refused: there is no lease of anybody else.
@@ -275,6 +281,18 @@ mod tests {
         assert_eq!(cursor.is_wanted(true, now), Err(later));
         assert_eq!(cursor.is_wanted(true, later), Ok(true));
         assert_eq!(cursor.is_wanted(false, now), Ok(true));
+    }
+
+    #[test]
+    fn what_whole_batches_leave_over_is_looked_at() {
+        let now = crate::clock::now();
+        let fill = Some(Fill { events: 5, wait: Duration::from_secs(8) });
+        for (fill, brought, looks) in [(fill, true, true), (fill, false, false), (None, true, false)] {
+            let mut cursor = cursor(now);
+            cursor.claim(10, false, fill, now);
+            cursor.answered(ClaimSummary { brought, ..look(false) }, now);
+            assert_eq!(cursor.is_wanted(false, now), Ok(looks), "{fill:?} {brought}");
+        }
     }
 
     #[test]

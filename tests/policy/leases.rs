@@ -4,8 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
+use crate::NO_POLLS;
 use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually_within};
 
 /// Longer than one lease, by far.
@@ -144,6 +143,22 @@ async fn an_incomplete_batch_goes_when_it_has_waited_whatever_the_timeout_is() {
     check_invariants(&db, &[&receiver]).await;
 }
 
+/// No poll comes to its help, nor a further event.
+#[tokio::test]
+async fn what_full_batches_leave_over_goes_when_it_has_waited_as_well() {
+    let (db, receiver) = (Db::new().await, Receiver::start());
+    let org = db.org().await;
+    let destination = db.destination(org, receiver.url("/")).batch_size(5);
+    destination.setting("batch_wait_ms", 1_500).insert().await;
+    let _program = Posthaste::serve_with(&db.url, &[NO_POLLS]).await;
+    db.events(org, 12).await;
+    settled(&db).await;
+    let mut sizes = sizes(&receiver);
+    sizes.sort_unstable();
+    assert_eq!(sizes, [2, 5, 5]);
+    check_invariants(&db, &[&receiver]).await;
+}
+
 #[tokio::test]
 async fn batches_may_be_larger_than_the_column_allows() {
     let (db, receiver) = (Db::new().await, Receiver::start());
@@ -153,7 +168,7 @@ async fn batches_may_be_larger_than_the_column_allows() {
     many.insert().await;
     let bytes = db.destination(org, receiver.url("/bytes")).name("bytes").batch_size(100);
     bytes.setting("batch_max_bytes", 4_096).insert().await;
-    db.events(org, 2_000).await;
+    let events = db.events(org, 2_000).await;
     let _program = Posthaste::serve(&db.url).await;
     settled(&db).await;
     let received = receiver.received();
@@ -161,12 +176,7 @@ async fn batches_may_be_larger_than_the_column_allows() {
     assert_eq!(many.iter().map(|request| request.event_ids().len()).collect::<Vec<_>>(), [2_000]);
     assert!(bytes.iter().all(|request| request.body.len() <= 4_096));
     assert!(bytes.iter().any(|request| request.event_ids().len() > 1));
-    let order = |events: &Value| -> Vec<String> {
-        let events = events.as_array().unwrap().iter();
-        events.map(|event| event["data"]["id"].as_str().unwrap().to_owned()).collect()
-    };
-    let first = order(&many[0].json());
-    assert_eq!(first.len(), 2_000);
+    assert_eq!(many[0].event_ids(), events, "in the order of the queue");
     check_invariants(&db, &[&receiver]).await;
 }
 

@@ -66,14 +66,14 @@ impl DbActor {
         results.chain(states).chain(disabled).filter(|subject| self.faults.is_known(subject)).collect()
     }
 
-    /// Sets aside what was refused, and notes what of `tried_again` was not.
+    /// Sets aside what was refused, and notes what of `tried_again` was not. Returns how many results were.
     pub(super) fn refused(
         &mut self,
         tried_again: Vec<Subject>,
         work: &mut Work,
         done: bool,
         ctx: &mut Context<Self>,
-    ) {
+    ) -> usize {
         let now = clock::now();
         let refused: Vec<(Item, String)> = std::mem::take(&mut work.refused);
         for subject in tried_again.into_iter().filter(|_| done) {
@@ -85,12 +85,14 @@ impl DbActor {
                 self.heal(&subject);
             }
         }
+        let results = refused.iter().filter(|(item, _)| matches!(item, Item::Outcome(_))).count();
         for (item, why) in refused {
             let fault = self.faults.failed(item.subject(), Some(item), &why, now);
             self.work.faults.push(fault);
         }
         self.stats.faults = self.faults.counts();
         self.retry_faults(ctx);
+        results
     }
 
     /// It works again.
