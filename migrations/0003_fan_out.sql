@@ -330,7 +330,7 @@ BEGIN
     END IF;
     IF fault IS NOT NULL THEN
         RAISE EXCEPTION '% of destination "%" is refused: %', refused, NEW.name, fault
-            USING ERRCODE = 'invalid_parameter_value', SCHEMA = 'public', TABLE = 'webhook_destinations',
+            USING ERRCODE = 'invalid_parameter_value', SCHEMA = TG_TABLE_SCHEMA, TABLE = 'webhook_destinations',
                   COLUMN = refused;
     END IF;
     RETURN NEW;

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::store::schema::{self, Schema};
+
 /// Exit code of a command whose arguments or configuration are wrong.
 pub const EXIT_USAGE: u8 = 2;
 /// Exit code after a fault of the program itself, a panic or a freeze: what sysexits.h calls EX_SOFTWARE.
@@ -30,6 +32,9 @@ pub struct Cli {
     /// Format of the log lines: text or json
     #[arg(long, env = "POSTHASTE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
     pub log_format: String,
+    /// Schema of the tables
+    #[arg(long, env = "POSTHASTE_SCHEMA", default_value = "public", value_name = "SCHEMA", global = true)]
+    pub schema: Schema,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -65,6 +70,7 @@ pub enum Command {
 impl Cli {
     /// Runs the command; everything that a person should read has been printed when it returns.
     pub fn run(self) -> ExitCode {
+        schema::set(self.schema);
         match self.command {
             Command::Serve(args) => serve::run(*args),
             Command::Migrate(args) => migrate::run(&args),

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{StoreError, in_time};
 use crate::model::{DestinationId, EventId, OrgId, Secret};
+use crate::store::schema;
 
 const INSERT_ORGANIZATION: &str = "INSERT INTO public.organizations (name) VALUES ($1) RETURNING id";
 
@@ -96,7 +97,7 @@ const INSERT_EVENTS: &str = "
 /// # Errors
 /// What the database says.
 pub async fn insert_events(conn: &mut PgConnection, events: &[NewEvent]) -> Result<(), StoreError> {
-    let insert = sqlx::query(INSERT_EVENTS)
+    let insert = schema::query(INSERT_EVENTS)
         .bind(events.iter().map(|event| event.id.0).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.org.0).collect::<Vec<_>>())
         .bind(events.iter().map(|event| event.event_type).collect::<Vec<_>>())
@@ -113,5 +114,5 @@ const NOT_DELIVERED: &str = "SELECT count(*) FROM public.webhook_deliveries WHER
 /// # Errors
 /// What the database says.
 pub async fn not_delivered(conn: &mut PgConnection) -> Result<i64, StoreError> {
-    in_time(sqlx::query_scalar(NOT_DELIVERED).fetch_one(conn)).await
+    in_time(schema::query_scalar(NOT_DELIVERED).fetch_one(conn)).await
 }

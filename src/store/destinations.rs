@@ -15,6 +15,7 @@ use crate::model::{
 };
 use crate::policy::health::Saved;
 use crate::policy::keyring::{KeyRing, Locked};
+use crate::store::schema;
 
 /// A destination as the dispatcher needs it.
 #[derive(Clone, Debug)]
@@ -115,7 +116,7 @@ const LOAD: &str = load!(" AND w.id = ANY($1)");
 /// # Errors
 /// Whatever the database says.
 pub async fn load_all(db: impl PgExecutor<'_>, keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
-    let rows = in_time(sqlx::query(LOAD_ALL).fetch_all(db)).await?;
+    let rows = in_time(schema::query(LOAD_ALL).fetch_all(db)).await?;
     Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
 }
 
@@ -128,7 +129,7 @@ pub async fn load(pool: &PgPool, ids: &[DestinationId], keys: &KeyRing) -> Resul
     let mut parts = vec![ids];
     let mut is_local = false;
     while let Some(part) = parts.pop() {
-        let query = sqlx::query(LOAD).bind(part.iter().map(|id| id.0).collect::<Vec<Uuid>>());
+        let query = schema::query(LOAD).bind(part.iter().map(|id| id.0).collect::<Vec<Uuid>>());
         match in_time(query.fetch_all(pool)).await {
             Ok(rows) => {
                 for row in &rows {
@@ -137,7 +138,7 @@ pub async fn load(pool: &PgPool, ids: &[DestinationId], keys: &KeyRing) -> Resul
             }
             // What it is about can only be told where the statement itself works.
             Err(error) if error.is_lasting() && !is_local => {
-                let nothing = sqlx::query(LOAD).bind(Vec::<Uuid>::new());
+                let nothing = schema::query(LOAD).bind(Vec::<Uuid>::new());
                 if in_time(nothing.fetch_all(pool)).await.is_err() {
                     return Err(error);
                 }
@@ -256,7 +257,7 @@ const POLL: &str = concat!(
 /// Whatever the database says.
 pub async fn poll(db: impl PgExecutor<'_>, busy: &[DestinationId]) -> Result<Vec<Seen>, StoreError> {
     let busy: Vec<Uuid> = busy.iter().map(|id| id.0).collect();
-    let query = sqlx::query_as(AssertSqlSafe(POLL)).bind(busy);
+    let query = schema::query_as(AssertSqlSafe(POLL)).bind(busy);
     let rows: Vec<(Uuid, i64, bool)> = in_time(query.fetch_all(db)).await?;
     let seen = |(id, version, due)| Seen { destination: DestinationId(id), version, due };
     Ok(rows.into_iter().map(seen).collect())
@@ -313,7 +314,7 @@ pub async fn save(
     states: &BTreeMap<DestinationId, Saved>,
 ) -> Result<BTreeSet<DestinationId>, StoreError> {
     let column = |of: fn(&Saved) -> Option<DbTime>| states.values().map(of).collect::<Vec<_>>();
-    let query = sqlx::query_scalar(SAVE)
+    let query = schema::query_scalar(SAVE)
         .bind(states.keys().map(|id| id.0).collect::<Vec<_>>())
         .bind(column(|s| s.paused_until))
         .bind(column(|s| s.tripped_at))
@@ -373,7 +374,7 @@ pub async fn disable(
     destination: DestinationId,
     reason: &str,
 ) -> Result<Disabled, StoreError> {
-    let query = sqlx::query_as(disable!(" SKIP LOCKED")).bind(destination.0).bind(reason);
+    let query = schema::query_as(disable!(" SKIP LOCKED")).bind(destination.0).bind(reason);
     Ok(match in_time(query.fetch_one(db)).await? {
         (true, _) => Disabled::Now,
         (false, true) => Disabled::Locked,
@@ -391,7 +392,7 @@ pub async fn disable_in_turn(
     destination: DestinationId,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let query = sqlx::query(disable!("")).bind(destination.0).bind(reason);
+    let query = schema::query(disable!("")).bind(destination.0).bind(reason);
     in_time(query.execute(db)).await.map(drop)
 }
 
@@ -407,7 +408,7 @@ pub async fn is_enabled(
     org: OrgId,
     destination: DestinationId,
 ) -> Result<Option<bool>, StoreError> {
-    let query = sqlx::query_scalar(IS_ENABLED).bind(org.0).bind(destination.0);
+    let query = schema::query_scalar(IS_ENABLED).bind(org.0).bind(destination.0);
     in_time(query.fetch_optional(db)).await
 }
 
@@ -448,7 +449,7 @@ pub async fn announce(db: &mut PgConnection, events: &[OperationalEvent]) -> Res
     let (names, values): (Vec<&str>, Vec<&str>) = there.copied().unzip();
     let listed = |words: Vec<&str>| words.iter().map(|word| format!(", {word}")).collect::<String>();
     let sql = ANNOUNCE.replace("{COLUMNS}", &listed(names)).replace("{VALUES}", &listed(values));
-    let query = sqlx::query(AssertSqlSafe(sql))
+    let query = schema::query(AssertSqlSafe(sql))
         .bind(events.iter().map(|e| e.org.0).collect::<Vec<_>>())
         .bind(events.iter().map(|e| e.event_type).collect::<Vec<_>>())
         .bind(events.iter().map(|e| e.content.as_str()).collect::<Vec<_>>())

@@ -6,10 +6,11 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Row, query, raw_sql};
+use sqlx::{AssertSqlSafe, Row, raw_sql};
 
 use super::events::timed_events;
 use super::migrate;
+use crate::store::schema;
 
 /// Clocks that differ by less than this are good enough.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
@@ -67,7 +68,8 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
         let found = |shadow: &String| fault(migrate::shadowed(shadow), "see above");
         return Ok(shadows.iter().map(found).collect());
     }
-    raw_sql("SET search_path = public; SET row_security = on").execute(&mut *conn).await?;
+    let session = format!("SET search_path = {}; SET row_security = on", schema::name());
+    raw_sql(AssertSqlSafe(session)).execute(&mut *conn).await?;
     findings.extend(notifications(conn).await?);
     let pending = migrate::pending(conn).await;
     match pending {
@@ -168,7 +170,7 @@ async fn rights(
     finding: fn(String, String) -> Finding,
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let (tables, privileges): (Vec<&str>, Vec<&str>) = needed.iter().copied().unzip();
-    let rows = query(RIGHTS).bind(tables).bind(privileges).fetch_all(conn).await?;
+    let rows = schema::query(RIGHTS).bind(tables).bind(privileges).fetch_all(conn).await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -186,7 +188,7 @@ const NOTIFICATIONS: &str = "SELECT (pg_notification_queue_usage() * 100)::float
 /// PostgreSQL fails the commit of whoever notifies when its queue is full; so from half of it on nothing is
 /// told.
 async fn notifications(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let percent: f64 = query(NOTIFICATIONS).fetch_one(conn).await?.get(0);
+    let percent: f64 = schema::query(NOTIFICATIONS).fetch_one(conn).await?.get(0);
     let what = format!(
         "PostgreSQL's queue of notifications is full by {percent:.0} %: polling finds what is not told"
     );
@@ -199,7 +201,7 @@ async fn notifications(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Er
 const EXECUTED: &str = "SELECT format('public.%I(%s)', p.proname, oidvectortypes(p.proargtypes)),
         quote_ident(current_user)
     FROM pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY ('{posthaste_is_predicate,
+    WHERE p.pronamespace = to_regnamespace('public') AND p.proname = ANY ('{posthaste_is_predicate,
         posthaste_regex_fault,posthaste_path_fault,posthaste_filter_cost,posthaste_filter_fault,
         posthaste_types_fault,posthaste_usable,posthaste_subscriptions,posthaste_holds,posthaste_data,
         posthaste_backfill,posthaste_printed,posthaste_print}')
@@ -215,7 +217,7 @@ pub async fn missing_grants(conn: &mut PgConnection) -> Result<Vec<String>, sqlx
         let (function, role): (&str, &str) = (row.get(0), row.get(1));
         format!("GRANT EXECUTE ON FUNCTION {function} TO {role}")
     };
-    query(EXECUTED).map(grant).fetch_all(conn).await
+    schema::query(EXECUTED).map(grant).fetch_all(conn).await
 }
 
 async fn functions(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
@@ -235,7 +237,7 @@ const POLICIES: &str = "SELECT c.relname::text, quote_ident(current_user),
     FROM pg_class c
     LEFT JOIN pg_policy p ON p.polrelid = c.oid AND EXISTS (
         SELECT FROM unnest(p.polroles) r WHERE r = 0 OR pg_has_role(current_user, r, 'USAGE'))
-    WHERE c.relnamespace = 'public'::regnamespace AND row_security_active(c.oid)
+    WHERE c.relnamespace = to_regnamespace('public') AND row_security_active(c.oid)
         AND c.relname IN ('activity_logs', 'webhook_destinations', 'webhook_deliveries',
             'posthaste_destination_settings', 'posthaste_destination_state', 'posthaste_attempts')
     GROUP BY c.relname ORDER BY c.relname";
@@ -245,14 +247,15 @@ const POLICIES: &str = "SELECT c.relname::text, quote_ident(current_user),
 /// # Errors
 /// Whatever the database says.
 pub async fn row_security(conn: &mut PgConnection) -> Result<RowSecurity, sqlx::Error> {
-    let rows = query(POLICIES).fetch_all(conn).await?;
+    let rows = schema::query(POLICIES).fetch_all(conn).await?;
     let hiding: Vec<String> = rows
         .iter()
         .filter(|row| !row.get::<bool, _>(2))
         .map(|row| {
             let (table, role): (&str, &str) = (row.get(0), row.get(1));
             format!(
-                "CREATE POLICY posthaste_serve ON public.{table} TO {role} USING (true) WITH CHECK (true)"
+                "CREATE POLICY posthaste_serve ON {}.{table} TO {role} USING (true) WITH CHECK (true)",
+                schema::name()
             )
         })
         .collect();
@@ -274,8 +277,8 @@ async fn row_security_of_the_role(conn: &mut PgConnection) -> Result<Vec<Finding
 // The fan-out runs with its owner's rights, and forced row-level security binds owners, too.
 const TRIGGER_POLICIES: &str = "SELECT c.relname::text, quote_ident(o.rolname)
     FROM pg_proc f JOIN pg_roles o ON o.oid = f.proowner, pg_class c
-    WHERE f.pronamespace = 'public'::regnamespace AND f.proname = 'posthaste_fan_out'
-        AND c.relnamespace = 'public'::regnamespace
+    WHERE f.pronamespace = to_regnamespace('public') AND f.proname = 'posthaste_fan_out'
+        AND c.relnamespace = to_regnamespace('public')
         AND c.relname IN ('webhook_destinations', 'webhook_deliveries')
         AND c.relrowsecurity AND NOT o.rolsuper AND NOT o.rolbypassrls
         AND (c.relforcerowsecurity OR NOT pg_has_role(f.proowner, c.relowner, 'USAGE'))
@@ -287,7 +290,7 @@ const TRIGGER_POLICIES: &str = "SELECT c.relname::text, quote_ident(o.rolname)
         AND EXISTS (SELECT FROM public.posthaste_options t WHERE t.name = 'fan_out' AND t.value)";
 
 async fn row_security_of_the_trigger(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let rows = query(TRIGGER_POLICIES).fetch_all(conn).await?;
+    let rows = schema::query(TRIGGER_POLICIES).fetch_all(conn).await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -368,7 +371,7 @@ async fn beyond(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
             format!("set it to {most} or less"),
         )
     };
-    query(BEYOND).map(finding).fetch_all(conn).await
+    schema::query(BEYOND).map(finding).fetch_all(conn).await
 }
 
 async fn filters(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
@@ -389,7 +392,7 @@ const FAULTS: &str = "SELECT f.kind, f.destination_id::text, f.delivery_id::text
 
 /// What a running dispatcher cannot do.
 async fn faults(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let rows = query(FAULTS).fetch_all(conn).await?;
+    let rows = schema::query(FAULTS).fetch_all(conn).await?;
     let told = |row: &PgRow| -> Result<Finding, sqlx::Error> {
         let kind: String = row.try_get(0)?;
         let of = |n| row.try_get::<String, _>(n);
@@ -431,7 +434,7 @@ const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.n
 
 async fn idle(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let finding = |row: PgRow| warning(row.get::<String, _>(0), "correct posthaste_destination_settings");
-    query(IDLE).map(finding).fetch_all(conn).await
+    schema::query(IDLE).map(finding).fetch_all(conn).await
 }
 
 // Whose sessions would write local time with now(): a setting of the server, of this database, of a role.
@@ -458,14 +461,14 @@ const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8
 
 async fn time(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
-    for row in query(ZONES).fetch_all(&mut *conn).await? {
+    for row in schema::query(ZONES).fetch_all(&mut *conn).await? {
         let (what, zone): (&str, &str) = (row.get(0), row.get(1));
         findings.push(warning(
             format!("TimeZone of {what} is {zone}: now() writes local time where UTC is meant"),
             "set TimeZone to UTC there, or have the application write timezone('UTC', now())",
         ));
     }
-    let future: i64 = query(FUTURE).fetch_one(&mut *conn).await?.get(0);
+    let future: i64 = schema::query(FUTURE).fetch_one(&mut *conn).await?.get(0);
     if future > 0 {
         let some = if future == 1000 { "at least 1000".into() } else { future.to_string() };
         findings.push(warning(
@@ -473,7 +476,7 @@ async fn time(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
             "set that role's TimeZone to UTC",
         ));
     }
-    let shown: i64 = query(CLOCK).fetch_one(&mut *conn).await?.get(0);
+    let shown: i64 = schema::query(CLOCK).fetch_one(&mut *conn).await?.get(0);
     let here = crate::clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     let skew = here.abs_diff(Duration::from_millis(u64::try_from(shown).unwrap_or(0)));
     if skew >= SKEW_WARNING {

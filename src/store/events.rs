@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::page::{Looks, Page, Position, rare_events};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, EventId, OrgId};
+use crate::store::schema;
 
 /// Rows that a page looks at for those of one type: they lie beside each other.
 const LOOKED_AT: i64 = 10_000;
@@ -48,7 +49,7 @@ pub(super) struct EventColumns(Vec<(String, bool)>);
 impl EventColumns {
     /// Asks the catalog.
     pub async fn read(db: &mut PgConnection) -> Result<EventColumns, StoreError> {
-        Ok(EventColumns(in_time(sqlx::query_as(EVENT_COLUMNS).fetch_all(db)).await?))
+        Ok(EventColumns(in_time(schema::query_as(EVENT_COLUMNS).fetch_all(db)).await?))
     }
 
     /// Whether there is such a column.
@@ -168,7 +169,7 @@ async fn stranger(db: &mut PgConnection, events: &[NewEvent]) -> Result<&'static
     if events.iter().all(|event| event.employee_id.is_none()) {
         return Ok("false");
     }
-    let query = sqlx::query_as(EMPLOYEES).persistent(false);
+    let query = schema::query_as(EMPLOYEES).persistent(false);
     let (tells_organizations, is_referred_to): (bool, Option<bool>) = in_time(query.fetch_one(db)).await?;
     Ok(match (tells_organizations, is_referred_to) {
         (true, Some(true)) => IS_STRANGER,
@@ -271,7 +272,7 @@ fn insert_query<'q>(sql: &str, org: OrgId, events: &'q [NewEvent]) -> InsertQuer
     fn column<'e, T>(events: &'e [NewEvent], of: impl Fn(&'e NewEvent) -> T) -> Vec<T> {
         events.iter().map(of).collect()
     }
-    sqlx::query_as(AssertSqlSafe(sql.to_owned()))
+    schema::query_as(AssertSqlSafe(sql.to_owned()))
         .bind(column(events, |event| event.id.0))
         .bind(column(events, |event| event.event_type.as_str()))
         .bind(column(events, |event| event.event_category.as_str()))
@@ -385,7 +386,7 @@ pub async fn list(
         && let Some(events) = rare_events(db, filter.org, event_type).await?
     {
         let sql = LIST_OF_EVENTS.replace("{EVENTS}", &from_events);
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(events).bind(from);
+        let query = schema::query(AssertSqlSafe(sql)).bind(events).bind(from);
         let query = query.bind(before.at).bind(before.id).bind(wanted).persistent(false);
         let rows = in_time(query.fetch_all(db)).await?;
         let items = rows.iter().map(read_listed).collect::<Result<Vec<_>, _>>()?;
@@ -395,7 +396,7 @@ pub async fn list(
     let sql = LIST.replace("{EVENTS}", &from_events);
     let mut items: Vec<Listed> = Vec::new();
     for look in Looks::new(wanted, most) {
-        let query = sqlx::query(AssertSqlSafe(sql.clone()))
+        let query = schema::query(AssertSqlSafe(sql.clone()))
             .bind(filter.org.0)
             .bind(from)
             .bind(before.at)
@@ -472,7 +473,7 @@ pub async fn one(
     most: usize,
 ) -> Result<Option<Full>, StoreError> {
     let sql = ONE.replace("{EVENTS}", &EventColumns::read(db).await?.listed());
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(org.0).bind(id.0);
+    let query = schema::query(AssertSqlSafe(sql)).bind(org.0).bind(id.0);
     let query = query.bind(i32::try_from(most).unwrap_or(i32::MAX)).persistent(false);
     let row = in_time(query.fetch_optional(db)).await?;
     let read = |row: PgRow| {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{StoreError, in_time};
 use crate::model::{DeliveryId, DestinationId};
+use crate::store::schema;
 
 /// What was tried in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +80,7 @@ ON CONFLICT (kind, destination_id, delivery_id) DO UPDATE SET message = excluded
 /// Whatever the database says; writing again is harmless.
 pub async fn note(connection: &mut PgConnection, faults: &[Fault]) -> Result<(), StoreError> {
     let column = |of: fn(&Fault) -> Uuid| faults.iter().map(of).collect::<Vec<_>>();
-    let query = sqlx::query(NOTE)
+    let query = schema::query(NOTE)
         .bind(faults.iter().map(|fault| fault.subject.kind.name()).collect::<Vec<_>>())
         .bind(column(|fault| fault.subject.destination.0))
         .bind(column(|fault| delivery(&fault.subject)))
@@ -99,7 +100,7 @@ WHERE (f.kind, f.destination_id, f.delivery_id) IN
 /// # Errors
 /// Whatever the database says; removing again is harmless.
 pub async fn forget(connection: &mut PgConnection, over: &[Subject]) -> Result<(), StoreError> {
-    let query = sqlx::query(FORGET)
+    let query = schema::query(FORGET)
         .bind(over.iter().map(|subject| subject.kind.name()).collect::<Vec<_>>())
         .bind(over.iter().map(|subject| subject.destination.0).collect::<Vec<_>>())
         .bind(over.iter().map(delivery).collect::<Vec<_>>())

@@ -6,6 +6,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use super::page::{Page, Position};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, KeyId, OrgId};
+use crate::store::schema;
 
 /// What a key allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
@@ -90,7 +91,7 @@ pub async fn insert(
     prefix: &str,
     hash: &[u8],
 ) -> Result<Key, StoreError> {
-    let query = sqlx::query(INSERT).bind(org.0).bind(name).bind(role.name()).bind(prefix).bind(hash);
+    let query = schema::query(INSERT).bind(org.0).bind(name).bind(role.name()).bind(prefix).bind(hash);
     Ok(read(&in_time(query.fetch_one(db)).await?)?)
 }
 
@@ -113,7 +114,7 @@ pub async fn list(
     limit: u32,
 ) -> Result<Page<Key>, StoreError> {
     let before = Position::before(before, None);
-    let query = sqlx::query(LIST).bind(org.map(|org| org.0)).bind(before.at).bind(before.id);
+    let query = schema::query(LIST).bind(org.map(|org| org.0)).bind(before.at).bind(before.id);
     // Planned for these values: the index depends on whether there is an organization.
     let query = query.bind(i64::from(limit) + 1).persistent(false);
     let rows = in_time(query.fetch_all(db)).await?;
@@ -133,7 +134,7 @@ const REVOKE: &str = concat!(
 /// # Errors
 /// Whatever the database says; revoking again changes nothing.
 pub async fn revoke(db: &mut PgConnection, org: Option<OrgId>, id: KeyId) -> Result<Option<Key>, StoreError> {
-    let query = sqlx::query(REVOKE).bind(org.map(|org| org.0)).bind(id.0);
+    let query = schema::query(REVOKE).bind(org.map(|org| org.0)).bind(id.0);
     let row = in_time(query.fetch_optional(db)).await?;
     Ok(row.as_ref().map(read).transpose()?)
 }
@@ -146,7 +147,7 @@ const FIND: &str =
 /// # Errors
 /// Whatever the database says.
 pub async fn find(db: &mut PgConnection, prefix: &str) -> Result<Option<Credential>, StoreError> {
-    let row = in_time(sqlx::query(FIND).bind(prefix).fetch_optional(db)).await?;
+    let row = in_time(schema::query(FIND).bind(prefix).fetch_optional(db)).await?;
     let read = |row: &PgRow| {
         Ok(Credential {
             id: KeyId(row.try_get("id")?),
@@ -166,7 +167,7 @@ const USED: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn used(db: &mut PgConnection, key: KeyId) -> Result<(), StoreError> {
-    in_time(sqlx::query(USED).bind(key.0).execute(db)).await?;
+    in_time(schema::query(USED).bind(key.0).execute(db)).await?;
     Ok(())
 }
 
@@ -191,7 +192,7 @@ const USABLE: &str = "SELECT prefix, hash, org_id, created_at FROM public.postha
 /// # Errors
 /// Whatever the database says.
 pub async fn usable(db: &mut PgConnection, since: DbTime) -> Result<Vec<Known>, StoreError> {
-    let rows = in_time(sqlx::query(USABLE).bind(since).fetch_all(db)).await?;
+    let rows = in_time(schema::query(USABLE).bind(since).fetch_all(db)).await?;
     let read = |row: &PgRow| {
         Ok(Known {
             prefix: row.try_get("prefix")?,

@@ -6,8 +6,9 @@ use sqlx::postgres::{PgListener, PgPool};
 
 use super::StoreError;
 use crate::model::DestinationId;
+use crate::store::schema;
 
-/// Deliveries were created.
+/// Deliveries were created. In another schema than `public`, channels end with its name.
 pub const WAKE_CHANNEL: &str = "posthaste_wake";
 /// A destination or its settings changed.
 pub const CONFIG_CHANNEL: &str = "posthaste_config";
@@ -47,7 +48,8 @@ impl Listener {
             let mut listener = PgListener::connect_with(pool).await?;
             listener.eager_reconnect(false);
             listener.ignore_pool_close_event(true);
-            listener.listen_all([WAKE_CHANNEL, CONFIG_CHANNEL]).await?;
+            let channels = [WAKE_CHANNEL, CONFIG_CHANNEL].map(schema::channel);
+            listener.listen_all(channels.iter().map(String::as_str)).await?;
             Ok(Listener { listener })
         })
         .await
@@ -63,7 +65,7 @@ impl Listener {
                 Ok(Ok(Some(notification))) => {
                     let place = parse(notification.payload());
                     return Ok(match notification.channel() {
-                        CONFIG_CHANNEL => Hint::Config(place),
+                        channel if channel.starts_with(CONFIG_CHANNEL) => Hint::Config(place),
                         _ => Hint::Wake(place),
                     });
                 }
@@ -71,7 +73,7 @@ impl Listener {
                 Ok(Err(error)) => return Err(error.into()),
                 // A link that is dead in one direction only would be waited for for ever.
                 Err(_) => {
-                    super::in_time(sqlx::query("SELECT 1").execute(&mut self.listener)).await?;
+                    super::in_time(schema::query("SELECT 1").execute(&mut self.listener)).await?;
                 }
             }
         }

@@ -20,6 +20,7 @@ pub mod page;
 pub mod presence;
 pub mod queues;
 pub mod retention;
+pub mod schema;
 pub mod secrets;
 pub mod sessions;
 mod time;
@@ -278,7 +279,7 @@ pub async fn acquire(pool: &Pool) -> Result<Pooled, StoreError> {
 
 /// Whether a connection at rest lives.
 pub async fn answers(connection: &mut Connection) -> bool {
-    in_time(sqlx::query("SELECT 1").execute(connection)).await.is_ok()
+    in_time(schema::query("SELECT 1").execute(connection)).await.is_ok()
 }
 
 /// Asks whether the database answers.
@@ -286,7 +287,7 @@ pub async fn answers(connection: &mut Connection) -> bool {
 /// # Errors
 /// Whatever the database says.
 pub async fn ping(pool: &Pool) -> Result<(), StoreError> {
-    match in_time(sqlx::query("SELECT 1").execute(pool)).await {
+    match in_time(schema::query("SELECT 1").execute(pool)).await {
         Ok(_) => Ok(()),
         Err(error) => Err(cause(pool, error).await),
     }

@@ -4,6 +4,7 @@ use sqlx::postgres::PgConnection;
 
 use super::{StoreError, in_time};
 use crate::model::OrgId;
+use crate::store::schema;
 
 const EXISTS: &str = "SELECT EXISTS (SELECT FROM public.organizations WHERE id = $1)";
 
@@ -12,5 +13,5 @@ const EXISTS: &str = "SELECT EXISTS (SELECT FROM public.organizations WHERE id =
 /// # Errors
 /// Whatever the database says.
 pub async fn exists(db: &mut PgConnection, org: OrgId) -> Result<bool, StoreError> {
-    in_time(sqlx::query_scalar(EXISTS).bind(org.0).fetch_one(db)).await
+    in_time(schema::query_scalar(EXISTS).bind(org.0).fetch_one(db)).await
 }

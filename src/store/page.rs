@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{StoreError, in_time};
 use crate::model::{DbTime, OrgId};
+use crate::store::schema;
 
 /// The first statement of a page looks at this many rows for each that is wanted, where a filter has no
 /// index, and each further one at as many times more: a common type needs one small one.
@@ -86,7 +87,7 @@ pub(super) async fn rare_events(
     org: OrgId,
     event_type: &str,
 ) -> Result<Option<Vec<Uuid>>, StoreError> {
-    let query = sqlx::query_as(RARE_EVENTS).bind(org.0).bind(event_type).bind(RARE + 1).persistent(false);
+    let query = schema::query_as(RARE_EVENTS).bind(org.0).bind(event_type).bind(RARE + 1).persistent(false);
     let (count, events): (i64, Vec<Uuid>) = in_time(query.fetch_one(db)).await?;
     Ok((count <= RARE).then_some(events))
 }

@@ -13,9 +13,10 @@ use sqlx::postgres::PgConnection;
 
 use super::{StoreError, in_time};
 use crate::model::DbTime;
+use crate::store::schema;
 
 /// Key of the advisory lock: "posthast" in ASCII. `migrate` takes it as well.
-pub(super) const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
+const LOCK_KEY: i64 = 0x706f_7374_6861_7374;
 
 const TRY_SHARE: &str = "SELECT pg_try_advisory_lock_shared($1)";
 const NOW: &str = "SELECT timezone('UTC', clock_timestamp())";
@@ -24,12 +25,17 @@ const NOW: &str = "SELECT timezone('UTC', clock_timestamp())";
 const TRY_EXCLUSIVE: &str =
     "SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END";
 
+/// The key in this schema.
+pub(super) fn lock_key() -> i64 {
+    schema::lock_key(LOCK_KEY)
+}
+
 /// The database's clock: what was leased before the first connection of a process is not its own.
 ///
 /// # Errors
 /// Whatever the database says.
 pub async fn now(connection: &mut PgConnection) -> Result<DbTime, StoreError> {
-    in_time(sqlx::query_scalar(NOW).fetch_one(connection)).await
+    in_time(schema::query_scalar(NOW).fetch_one(connection)).await
 }
 
 /// Takes part: from now on, and until `connection` closes, other processes can tell that this one lives.
@@ -39,7 +45,7 @@ pub async fn now(connection: &mut PgConnection) -> Result<DbTime, StoreError> {
 /// # Errors
 /// Whatever the database says.
 pub async fn try_take_part(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    in_time(sqlx::query_scalar(TRY_SHARE).bind(LOCK_KEY).fetch_one(connection)).await
+    in_time(schema::query_scalar(TRY_SHARE).bind(lock_key()).fetch_one(connection)).await
 }
 
 /// Whether no other dispatcher takes part at this moment. The shared lock of one's own session is not in the
@@ -48,5 +54,5 @@ pub async fn try_take_part(connection: &mut PgConnection) -> Result<bool, StoreE
 /// # Errors
 /// Whatever the database says.
 pub async fn is_alone(connection: &mut PgConnection) -> Result<bool, StoreError> {
-    in_time(sqlx::query_scalar(TRY_EXCLUSIVE).bind(LOCK_KEY).fetch_one(connection)).await
+    in_time(schema::query_scalar(TRY_EXCLUSIVE).bind(lock_key()).fetch_one(connection)).await
 }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{ConnectOptions, StoreError, connect, in_time, planned};
 use crate::model::{DbTime, DestinationId};
+use crate::store::schema;
 
 /// Deliveries are counted up to this many: beyond, it does not matter how many there are.
 pub const MAX_DEPTH: i64 = 10_000;
@@ -51,7 +52,7 @@ impl Gauge {
         &mut self,
         destinations: &[DestinationId],
     ) -> Result<Vec<(DestinationId, DbTime, DbTime)>, StoreError> {
-        let query = sqlx::query_as(OLDEST).bind(ids(destinations));
+        let query = schema::query_as(OLDEST).bind(ids(destinations));
         let rows: Vec<(Uuid, DbTime, DbTime)> = in_time(query.fetch_all(&mut self.0)).await?;
         Ok(rows.into_iter().map(|(id, now, created)| (DestinationId(id), now, created)).collect())
     }
@@ -65,7 +66,7 @@ impl Gauge {
         &mut self,
         destinations: &[DestinationId],
     ) -> Result<Vec<(DestinationId, i64)>, StoreError> {
-        let query = sqlx::query_as(DEPTHS).bind(ids(destinations)).bind(MAX_DEPTH);
+        let query = schema::query_as(DEPTHS).bind(ids(destinations)).bind(MAX_DEPTH);
         let rows: Vec<(Uuid, i64)> = in_time(query.fetch_all(&mut self.0)).await?;
         Ok(rows.into_iter().map(|(id, depth)| (DestinationId(id), depth)).collect())
     }
@@ -75,7 +76,7 @@ impl Gauge {
     /// # Errors
     /// After any error the connection must be dropped.
     pub async fn depth_of_all(&mut self, destinations: &[DestinationId]) -> Result<i64, StoreError> {
-        let query = sqlx::query_scalar(DEPTH_OF_ALL).bind(ids(destinations)).bind(MAX_DEPTH);
+        let query = schema::query_scalar(DEPTH_OF_ALL).bind(ids(destinations)).bind(MAX_DEPTH);
         in_time(query.fetch_one(&mut self.0)).await
     }
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{ConnectOptions, StoreError, connect, database, in_time, planned};
 use crate::model::{DbTime, DestinationId};
+use crate::store::schema;
 
 /// Key of the advisory lock that whoever prunes holds: "posthret" in ASCII.
 const LOCK_KEY: i64 = 0x706f_7374_6872_6574;
@@ -157,7 +158,7 @@ impl Pruner {
             ("synchronous_commit", "off"),
         ]);
         let mut connection = connect(&options).await?;
-        let lock = sqlx::query_scalar(TRY_LOCK).bind(LOCK_KEY).fetch_one(&mut connection);
+        let lock = schema::query_scalar(TRY_LOCK).bind(schema::lock_key(LOCK_KEY)).fetch_one(&mut connection);
         if in_time(lock).await? {
             return Ok(Some(Pruner(connection)));
         }
@@ -183,7 +184,7 @@ impl Pruner {
             Kind::Attempts => PRUNE_ATTEMPTS,
             Kind::Jobs => PRUNE_JOBS,
         };
-        let query = sqlx::query_as(sql).bind(since).bind(age).bind(i64::from(rows));
+        let query = schema::query_as(sql).bind(since).bind(age).bind(i64::from(rows));
         let (found, deleted, last): (i64, i64, Option<DbTime>) =
             in_time(query.fetch_one(&mut self.0)).await?;
         // Nothing deleted and no step forward: the same rows would be found again.
@@ -210,5 +211,5 @@ pub async fn pruned_until(
     destination: DestinationId,
 ) -> Result<Option<DbTime>, StoreError> {
     let id: Uuid = destination.0;
-    in_time(sqlx::query_scalar(PRUNED_UNTIL).bind(id).fetch_optional(db)).await
+    in_time(schema::query_scalar(PRUNED_UNTIL).bind(id).fetch_optional(db)).await
 }

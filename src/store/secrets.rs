@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{StoreError, in_time};
 use crate::model::{DestinationId, Secret};
 use crate::policy::keyring::Field;
+use crate::store::schema;
 
 /// Destinations on a page: a statement about so many is over in an instant, and so are its locks.
 const PAGE: i64 = 200;
@@ -69,7 +70,7 @@ pub async fn read(conn: &mut PgConnection, after: Option<DestinationId>) -> Resu
         Field::Auth(member) => Some(member),
         _ => None,
     });
-    let query = sqlx::query(READ).bind(after.map(|id| id.0)).bind(PAGE).bind(members.collect::<Vec<_>>());
+    let query = schema::query(READ).bind(after.map(|id| id.0)).bind(PAGE).bind(members.collect::<Vec<_>>());
     let rows = in_time(query.fetch_all(conn)).await?;
     let id = |row: &PgRow| Ok::<_, sqlx::Error>(DestinationId(row.try_get("id")?));
     let mut page = Page::default();
@@ -145,7 +146,7 @@ pub async fn replace(conn: &mut PgConnection, replacements: &[Replacement]) -> R
         if of_field.is_empty() {
             continue;
         }
-        let query = sqlx::query(AssertSqlSafe(sql))
+        let query = schema::query(AssertSqlSafe(sql))
             .bind(of_field.iter().map(|r| r.cell.destination.0).collect::<Vec<Uuid>>())
             .bind(of_field.iter().map(|r| r.cell.text.reveal()).collect::<Vec<_>>())
             .bind(of_field.iter().map(|r| r.text.reveal()).collect::<Vec<_>>());

@@ -18,6 +18,7 @@ use crate::model::{
     FailedAttempt, Fill, Ordered, OrgId, Outcome,
 };
 use crate::store::events::EventColumns;
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Deliveries that one claim statement takes at most. Larger ones cost no less per row, and whatever is new
@@ -207,7 +208,7 @@ impl ClaimSql {
             let mut transaction = connection.begin().await?;
             let ids: Vec<Uuid> = asks.iter().map(|a| a.destination.0).collect();
             let locked: Vec<Uuid> =
-                sqlx::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
+                schema::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
             let asks: Vec<Ask> = asks.iter().filter(|a| locked.contains(&a.destination.0)).cloned().collect();
             let lookahead = |ask: &Ask| match ask.ordered {
                 Some(Ordered::Everywhere) => ORDERED_LOOKAHEAD_AT_START,
@@ -258,7 +259,7 @@ where
     for<'t> &'t [T]: Encode<'t, Postgres>,
 {
     let bigint = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(text)))
+    let query = schema::query(AssertSqlSafe(Arc::clone(text)))
         .bind(asks.iter().map(|ask| ask.destination.0).collect::<Vec<_>>())
         .bind(asks.iter().map(|ask| ask.want as i32).collect::<Vec<_>>())
         .bind(from)

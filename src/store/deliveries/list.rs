@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::model::{DbTime, DeliveryId, DestinationId, EventId, OrgId, Status};
 use crate::store::page::{Looks, Page, Position, rare_events};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Rows that a page looks at where the filter has no index: each costs a look at two large tables, up to
@@ -263,7 +264,7 @@ async fn list_once(
     let streams: Vec<&str> = streams.into_iter().chain(settled.map(Status::name)).collect();
     let indexed = filter.event_type.is_none() && (has(Status::Failed) || !has(Status::Pending));
     let (most_streams, look, least) = if indexed { (wanted, 0, wanted) } else { (STREAMS, look, OF_STREAM) };
-    let query = sqlx::query(LIST)
+    let query = schema::query(LIST)
         .bind(filter.org.0)
         .bind(filter.destination.map(|id| id.0))
         .bind(streams)
@@ -296,7 +297,7 @@ async fn list_of_events(
     wanted: i64,
     events: &[Uuid],
 ) -> Result<Vec<Listed>, StoreError> {
-    let query = sqlx::query(LIST_OF_EVENTS)
+    let query = schema::query(LIST_OF_EVENTS)
         .bind(events)
         .bind(filter.org.0)
         .bind(filter.destination.map(|id| id.0))
@@ -356,9 +357,9 @@ const ATTEMPTS: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn one(db: &mut PgConnection, org: OrgId, id: DeliveryId) -> Result<Option<Detail>, StoreError> {
-    let found = in_time(sqlx::query(ONE).bind(org.0).bind(id.0).fetch_optional(&mut *db)).await?;
+    let found = in_time(schema::query(ONE).bind(org.0).bind(id.0).fetch_optional(&mut *db)).await?;
     let Some(row) = found else { return Ok(None) };
-    let attempts = sqlx::query(ATTEMPTS).bind(id.0).bind(MAX_ATTEMPTS);
+    let attempts = schema::query(ATTEMPTS).bind(id.0).bind(MAX_ATTEMPTS);
     let attempts = in_time(attempts.fetch_all(db)).await?;
     Ok(Some(Detail {
         delivery: read_listed(&row)?,
@@ -394,7 +395,7 @@ const OF_EVENT: &str = concat!(
 /// # Errors
 /// Whatever the database says.
 pub async fn of_event(db: &mut PgConnection, org: OrgId, event: EventId) -> Result<Vec<Listed>, StoreError> {
-    let query = sqlx::query(OF_EVENT).bind(org.0).bind(event.0).bind(MAX_OF_EVENT);
+    let query = schema::query(OF_EVENT).bind(org.0).bind(event.0).bind(MAX_OF_EVENT);
     let rows = in_time(query.fetch_all(db)).await?;
     Ok(rows.iter().map(read_listed).collect::<Result<_, _>>()?)
 }

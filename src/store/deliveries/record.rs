@@ -9,6 +9,7 @@ use sqlx::{FromRow, Postgres};
 use uuid::Uuid;
 
 use crate::model::{Change, DeliveryId, Outcome};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Outcomes that one record statement writes at most; see [`super::MAX_CLAIM_ROWS`].
@@ -122,7 +123,7 @@ where
         outcomes.iter().map(|outcome| of(outcome)).collect()
     }
     let outcomes = &without_contradictions(outcomes);
-    sqlx::query_scalar(sql)
+    schema::query_scalar(sql)
         .bind(column(outcomes, |o| o.delivery.0))
         .bind(column(outcomes, |o| o.claimed_at))
         .bind(column(outcomes, |o| status(o.change)))

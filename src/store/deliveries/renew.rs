@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::LEASE;
 use crate::model::{DbTime, DeliveryId};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Parameters: deliveries, claim times, lease. As claims do, it waits for nobody.
@@ -49,7 +50,7 @@ pub async fn renew(
     connection: &mut PgConnection,
     leases: &[(DeliveryId, DbTime)],
 ) -> Result<Renewals, StoreError> {
-    let query = sqlx::query_as(RENEW)
+    let query = schema::query_as(RENEW)
         .bind(leases.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
         .bind(leases.iter().map(|(_, claimed_at)| *claimed_at).collect::<Vec<_>>())
         .bind(LEASE);

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::LEASE;
 use crate::model::{DeliveryId, OrgId};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// The condition that nobody holds `w` at the time `c.now`; the parameter is the length of a lease.
@@ -102,7 +103,7 @@ pub async fn retry(
     let mut ids: Vec<Uuid> = deliveries.iter().map(|id| id.0).collect();
     ids.sort_unstable();
     ids.dedup();
-    let query = sqlx::query_as(RETRY).bind(org.0).bind(&ids).bind(LEASE);
+    let query = schema::query_as(RETRY).bind(org.0).bind(&ids).bind(LEASE);
     let known: Vec<(Uuid, bool, i64)> = in_time(query.fetch_all(db)).await?;
     let of = |queued: bool| {
         known.iter().filter(move |(_, was, _)| *was == queued).map(|(id, ..)| DeliveryId(*id)).collect()

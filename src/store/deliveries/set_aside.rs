@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::LEASE;
 use crate::model::{DbTime, DeliveryId, DestinationId};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// The statement with two holes: which row a claim for one would take, in which order.
@@ -74,7 +75,7 @@ pub async fn set_aside(
         Aside::Undated => UNDATED,
         Aside::Head => HEAD,
     };
-    let query = sqlx::query_scalar(text)
+    let query = schema::query_scalar(text)
         .bind(destination.0)
         .bind(delay)
         .bind(message.replace('\0', "\u{fffd}"))

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::read_destination;
 use crate::model::{DbTime, Destination, DestinationId, OrgId, Secret};
 use crate::store::page::{Page, Position};
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// A row of `webhook_destinations` with its settings, as it is written.
@@ -87,7 +88,7 @@ pub async fn get(
     org: OrgId,
     id: DestinationId,
 ) -> Result<Option<Written>, StoreError> {
-    let row = in_time(sqlx::query(AssertSqlSafe(GET)).bind(org.0).bind(id.0).fetch_optional(db)).await?;
+    let row = in_time(schema::query(AssertSqlSafe(GET)).bind(org.0).bind(id.0).fetch_optional(db)).await?;
     Ok(row.as_ref().map(read).transpose()?)
 }
 
@@ -139,7 +140,7 @@ pub async fn list(
     limit: u32,
 ) -> Result<Page<Written>, StoreError> {
     let before = Position::before(before, None);
-    let query = sqlx::query(AssertSqlSafe(LIST)).bind(org.0).bind(before.at).bind(before.id);
+    let query = schema::query(AssertSqlSafe(LIST)).bind(org.0).bind(before.at).bind(before.id);
     let query = query.bind(i64::from(limit) + 1).bind(PAGE_BYTES);
     let rows = in_time(query.fetch_all(db)).await?;
     let found = rows.first().map(|row| row.try_get::<i64, _>("found")).transpose()?.unwrap_or(0);
@@ -304,7 +305,7 @@ fn bind<'q>(
     let number = |number: Option<u32>| number.map(u32::cast_signed);
     let millis = |duration: std::time::Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
     let seconds = |duration: std::time::Duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX);
-    sqlx::query(AssertSqlSafe(sql))
+    schema::query(AssertSqlSafe(sql))
         .bind(destination.org.0)
         .bind(destination.id.0)
         .bind(name)
@@ -346,7 +347,7 @@ const FILTER_FAULT: &str = "SELECT public.posthaste_filter_fault($1::jsonb)";
 /// # Errors
 /// Whatever the database says; where it cannot read the text as `jsonb`, that is about data.
 pub async fn filter_fault(db: &mut PgConnection, filter: &str) -> Result<Option<String>, StoreError> {
-    in_time(sqlx::query_scalar(FILTER_FAULT).bind(filter).fetch_one(db)).await
+    in_time(schema::query_scalar(FILTER_FAULT).bind(filter).fetch_one(db)).await
 }
 
 const DELETE_DELIVERIES: &str = "
@@ -364,7 +365,7 @@ pub async fn delete_deliveries(
     id: DestinationId,
     most: i64,
 ) -> Result<u64, StoreError> {
-    let query = sqlx::query(DELETE_DELIVERIES).bind(id.0).bind(most);
+    let query = schema::query(DELETE_DELIVERIES).bind(id.0).bind(most);
     Ok(in_time(query.execute(db)).await?.rows_affected())
 }
 
@@ -378,7 +379,7 @@ const DELETE: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn delete(db: &mut PgConnection, org: OrgId, id: DestinationId) -> Result<bool, StoreError> {
-    Ok(in_time(sqlx::query(DELETE).bind(org.0).bind(id.0).execute(db)).await?.rows_affected() > 0)
+    Ok(in_time(schema::query(DELETE).bind(org.0).bind(id.0).execute(db)).await?.rows_affected() > 0)
 }
 
 /// What is known about a destination when it is enabled.
@@ -433,7 +434,7 @@ pub async fn enable(
     org: OrgId,
     id: DestinationId,
 ) -> Result<Option<Enabled>, StoreError> {
-    let query = sqlx::query_as(ENABLE).bind(org.0).bind(id.0);
+    let query = schema::query_as(ENABLE).bind(org.0).bind(id.0);
     let row: Option<(bool, DbTime, DbTime)> = in_time(query.fetch_optional(db)).await?;
     Ok(row.map(|(before, since, now)| Enabled { before, since, now }))
 }
@@ -486,5 +487,5 @@ const CLOCK: &str = "SELECT timezone('UTC', clock_timestamp())";
 /// # Errors
 /// Whatever the database says.
 pub async fn clock(db: &mut PgConnection) -> Result<DbTime, StoreError> {
-    in_time(sqlx::query_scalar(CLOCK).fetch_one(db)).await
+    in_time(schema::query_scalar(CLOCK).fetch_one(db)).await
 }

@@ -5,6 +5,7 @@ use sqlx::postgres::PgConnection;
 
 use crate::model::{DbTime, DestinationId};
 use crate::policy::health::Saved;
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Deliveries of one status are counted up to this many.
@@ -84,7 +85,7 @@ const READ: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn read(db: &mut PgConnection, id: DestinationId) -> Result<Option<Found>, StoreError> {
-    let query = sqlx::query(READ).bind(id.0).bind(MOST_COUNTED).bind(SETTLED);
+    let query = schema::query(READ).bind(id.0).bind(MOST_COUNTED).bind(SETTLED);
     let Some(row) = in_time(query.persistent(false).fetch_optional(db)).await? else { return Ok(None) };
     let number = |name: &str| row.try_get::<i64, _>(name);
     let count = |name: &str| {

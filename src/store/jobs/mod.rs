@@ -12,6 +12,7 @@ use super::events::timed_events;
 use super::page::{Page, Position};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, DestinationId, JobId, OrgId, Status};
+use crate::store::schema;
 
 /// Rows that are counted for a total; a job with more has none.
 const MAX_COUNTED: i64 = 1_000_000;
@@ -155,7 +156,7 @@ RETURNING ",
 pub async fn create(db: &mut PgConnection, spec: &Spec) -> Result<Option<Job>, StoreError> {
     // Nice to have: whatever goes wrong with it, the job itself can do without.
     let total = count(db, spec).await.unwrap_or(None);
-    let query = sqlx::query(CREATE)
+    let query = schema::query(CREATE)
         .bind(Uuid::new_v4())
         .bind(spec.org.0)
         .bind(spec.destination.0)
@@ -172,11 +173,11 @@ pub async fn create(db: &mut PgConnection, spec: &Spec) -> Result<Option<Job>, S
 
 async fn count(db: &mut PgConnection, spec: &Spec) -> Result<Option<i64>, StoreError> {
     let query = match spec.kind {
-        Kind::Replay => sqlx::query_scalar(COUNT_DELIVERIES)
+        Kind::Replay => schema::query_scalar(COUNT_DELIVERIES)
             .bind(spec.destination.0)
             .bind(MAX_COUNTED)
             .bind(names(&spec.statuses)),
-        Kind::Backfill => sqlx::query_scalar(COUNT_EVENTS).bind(spec.destination.0).bind(MAX_COUNTED),
+        Kind::Backfill => schema::query_scalar(COUNT_EVENTS).bind(spec.destination.0).bind(MAX_COUNTED),
     };
     let query = query
         .bind(spec.from.unwrap_or(DbTime(i64::MIN)))
@@ -194,7 +195,7 @@ const GET: &str =
 /// # Errors
 /// Whatever the database says.
 pub async fn get(db: &mut PgConnection, org: OrgId, id: JobId) -> Result<Option<Job>, StoreError> {
-    let row = in_time(sqlx::query(GET).bind(org.0).bind(id.0).fetch_optional(db)).await?;
+    let row = in_time(schema::query(GET).bind(org.0).bind(id.0).fetch_optional(db)).await?;
     Ok(row.as_ref().map(read_job).transpose()?)
 }
 
@@ -217,7 +218,7 @@ pub async fn list(
     limit: u32,
 ) -> Result<Page<Job>, StoreError> {
     let before = Position::before(before, None);
-    let query = sqlx::query(LIST).bind(org.0).bind(before.at).bind(before.id).bind(i64::from(limit) + 1);
+    let query = schema::query(LIST).bind(org.0).bind(before.at).bind(before.id).bind(i64::from(limit) + 1);
     let rows = in_time(query.fetch_all(db)).await?;
     let jobs = rows.iter().map(read_job).collect::<Result<Vec<Job>, _>>()?;
     Ok(Page::cut(jobs, limit, |job| Position { at: job.created_at, id: job.id.0 }))
@@ -232,7 +233,7 @@ const CANCEL: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn cancel(db: &mut PgConnection, org: OrgId, id: JobId) -> Result<Option<Job>, StoreError> {
-    in_time(sqlx::query(CANCEL).bind(org.0).bind(id.0).execute(&mut *db)).await?;
+    in_time(schema::query(CANCEL).bind(org.0).bind(id.0).execute(&mut *db)).await?;
     get(db, org, id).await
 }
 

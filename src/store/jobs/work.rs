@@ -23,6 +23,7 @@ use crate::model::{DbTime, JobId};
 use crate::store::deliveries::{LEASE, not_leased, requeued};
 use crate::store::events::timed_events;
 use crate::store::page::Position;
+use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Rows that one statement of a dry run looks at.
@@ -56,7 +57,7 @@ const WAITING: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn waiting(db: &mut PgConnection) -> Result<Vec<(JobId, Kind, Duration)>, StoreError> {
-    let rows: Vec<(Uuid, String, f64)> = in_time(sqlx::query_as(WAITING).fetch_all(db)).await?;
+    let rows: Vec<(Uuid, String, f64)> = in_time(schema::query_as(WAITING).fetch_all(db)).await?;
     let read = |(id, kind, seconds): (Uuid, String, f64)| {
         let wait = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         Ok((JobId(id), read_kind(&kind)?, wait))
@@ -195,7 +196,7 @@ pub async fn work(
     kind: Kind,
     pace: &Pace,
 ) -> Result<Option<State>, StoreError> {
-    let query = sqlx::query_as(if kind == Kind::Replay { REPLAY } else { BACKFILL })
+    let query = schema::query_as(if kind == Kind::Replay { REPLAY } else { BACKFILL })
         .bind(id.0)
         .bind(pace.rows)
         .bind(pace.look)
@@ -229,7 +230,7 @@ pub async fn postpone(
     error: &StoreError,
     pause: Duration,
 ) -> Result<Option<State>, StoreError> {
-    let query = sqlx::query_scalar(POSTPONE).bind(id.0).bind(error.to_string()).bind(pause);
+    let query = schema::query_scalar(POSTPONE).bind(id.0).bind(error.to_string()).bind(pause);
     let query = query.bind(i32::from(!error.is_about_locks())).bind(MAX_FAILURES);
     let state: Option<String> = in_time(query.fetch_optional(db)).await?;
     Ok(state.map(|state| read_state(&state)).transpose()?)
@@ -282,7 +283,7 @@ pub async fn dry_run(
     let after = after.unwrap_or(start);
     let to = spec.to.unwrap_or(DbTime(i64::MAX));
     let query = match spec.kind {
-        Kind::Replay => sqlx::query_as(COUNT_REPLAY)
+        Kind::Replay => schema::query_as(COUNT_REPLAY)
             .bind(spec.destination.0)
             .bind(names(&spec.statuses))
             .bind(to)
@@ -291,7 +292,7 @@ pub async fn dry_run(
             .bind(COUNTED_AT_ONCE)
             .bind(&spec.event_type)
             .bind(LEASE),
-        Kind::Backfill => sqlx::query_as(COUNT_BACKFILL)
+        Kind::Backfill => schema::query_as(COUNT_BACKFILL)
             .bind(spec.destination.0)
             .bind(to)
             .bind(after.at)

@@ -1,11 +1,12 @@
-//! What is there: the catalog's facts about schema `public` that a plan depends on.
+//! What is there: the catalog's facts about the schema that a plan depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::store::schema;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Row, query, raw_sql};
+use sqlx::{Row, raw_sql};
 
-/// A table, view or whatever else has a name in `public`.
+/// A table, view or whatever else has a name in the schema.
 #[derive(Debug)]
 pub struct Table {
     /// `pg_class.relkind`: `r` is a table, `p` a partitioned one.
@@ -61,7 +62,7 @@ pub struct Index {
     pub table: String,
     /// Its name.
     pub name: String,
-    /// What follows `ON public.` in `pg_get_indexdef`.
+    /// What follows the schema's name in `pg_get_indexdef`.
     pub definition: String,
     /// Whether it can be used: one whose building was interrupted cannot.
     pub valid: bool,
@@ -110,7 +111,9 @@ pub struct Trigger {
 pub struct Catalog {
     /// PostgreSQL's version as a number: 150018.
     pub server_version: i32,
-    /// Whether we may create things in `public`.
+    /// Whether the schema exists.
+    pub has_schema: bool,
+    /// Whether we may create things in the schema, or the schema itself.
     pub may_create: bool,
     /// Whether everybody may.
     pub public_may_create: bool,
@@ -135,14 +138,16 @@ pub struct Catalog {
 }
 
 const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
-    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'), false),
-    coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false)";
+    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'),
+        has_database_privilege(current_database(), 'CREATE')),
+    coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false),
+    to_regnamespace('public') IS NOT NULL";
 
 const TABLES: &str =
     "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid),
         coalesce(c.reloptions, '{}')
     FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
+    WHERE c.relnamespace = to_regnamespace('public') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
 const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(b.oid, NULL), b.modifier,
         a.attnotnull OR b.not_null,
@@ -160,7 +165,7 @@ const COLUMNS: &str = "SELECT c.relname::text, a.attname::text, format_type(b.oi
         )
         SELECT * FROM below WHERE typtype <> 'd'
     ) b
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    WHERE c.relnamespace = to_regnamespace('public') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         AND a.attnum > 0 AND NOT a.attisdropped";
 
 const CONSTRAINTS: &str =
@@ -169,15 +174,15 @@ const CONSTRAINTS: &str =
               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = key.num ORDER BY n),
         r.relname::text, k.convalidated
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_class r ON r.oid = k.confrelid
-    WHERE c.relnamespace = 'public'::regnamespace AND k.contype IN ('p', 'u', 'f', 'c')";
+    WHERE c.relnamespace = to_regnamespace('public') AND k.contype IN ('p', 'u', 'f', 'c')";
 
 const INDEXES: &str = "SELECT c.relname::text, i.relname::text,
-        regexp_replace(pg_get_indexdef(i.oid), '^.*? ON (ONLY )?public[.]', ''),
+        regexp_replace(pg_get_indexdef(i.oid), '^.*? ON (ONLY )?[^ ]+[.]', ''),
         x.indisvalid AND x.indisready, x.indisunique AND x.indimmediate AND x.indpred IS NULL
             AND x.indexprs IS NULL AND x.indisvalid, x.indisunique,
         NOT x.indimmediate
     FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
-    WHERE c.relnamespace = 'public'::regnamespace";
+    WHERE c.relnamespace = to_regnamespace('public')";
 
 const FUNCTIONS: &str = "SELECT p.proname::text, oidvectortypes(p.proargtypes), p.prosecdef,
         coalesce(p.proconfig, '{}'), p.prosrc,
@@ -191,22 +196,22 @@ const FUNCTIONS: &str = "SELECT p.proname::text, oidvectortypes(p.proargtypes), 
               FROM aclexplode(p.proacl) a JOIN pg_roles g ON g.oid = a.grantee
               WHERE p.prorettype = 'trigger'::regtype AND g.oid <> p.proowner)
     FROM pg_proc p JOIN pg_roles o ON o.oid = p.proowner
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'posthaste\\_%'";
+    WHERE p.pronamespace = to_regnamespace('public') AND p.proname LIKE 'posthaste\\_%'";
 
 // Also those of temporary tables, which other sessions have.
 const FOREIGN_TRIGGERS: &str = "SELECT t.tgname::text, t.tgrelid::regclass::text, p.proname::text
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'posthaste\\_%'
+    WHERE p.pronamespace = to_regnamespace('public') AND p.proname LIKE 'posthaste\\_%'
         AND t.tgrelid NOT IN (SELECT c.oid FROM pg_class c
-            WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY ($1))";
+            WHERE c.relnamespace = to_regnamespace('public') AND c.relname = ANY ($1))";
 
 const TRIGGERS: &str =
     "SELECT c.relname::text, t.tgname::text, pg_get_triggerdef(t.oid), t.tgenabled IN ('O', 'A')
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-    WHERE c.relnamespace = 'public'::regnamespace AND NOT t.tgisinternal";
+    WHERE c.relnamespace = to_regnamespace('public') AND NOT t.tgisinternal";
 
 const POLICIES: &str = "SELECT c.relname::text FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid
-    WHERE c.relnamespace = 'public'::regnamespace AND p.polname = 'posthaste_fan_out'";
+    WHERE c.relnamespace = to_regnamespace('public') AND p.polname = 'posthaste_fan_out'";
 
 const VERSIONS: &str = "SELECT version FROM public.posthaste_migrations";
 
@@ -219,16 +224,16 @@ const DELIVERIES: &str = "SELECT CASE WHEN row_security_active('public.webhook_d
         ELSE EXISTS (SELECT FROM public.webhook_deliveries) END";
 
 impl Catalog {
-    /// Reads everything. The session's search_path must be `public`, on which the spelling depends.
+    /// Reads everything. The session's search_path must be the schema, on which the spelling depends.
     pub async fn read(conn: &mut PgConnection) -> Result<Catalog, sqlx::Error> {
-        let server = query(SERVER).fetch_one(&mut *conn).await?;
-        let mut tables: BTreeMap<String, Table> = query(TABLES)
+        let server = schema::query(SERVER).fetch_one(&mut *conn).await?;
+        let mut tables: BTreeMap<String, Table> = schema::query(TABLES)
             .map(|row: PgRow| (row.get(0), table(&row)))
             .fetch_all(&mut *conn)
             .await?
             .into_iter()
             .collect();
-        for row in query(COLUMNS).fetch_all(&mut *conn).await? {
+        for row in schema::query(COLUMNS).fetch_all(&mut *conn).await? {
             let column = column(&row);
             if let Some(table) = tables.get_mut(row.get::<&str, _>(0)) {
                 table.columns.insert(row.get(1), column);
@@ -238,11 +243,12 @@ impl Catalog {
             server_version: server.get(0),
             may_create: server.get(1),
             public_may_create: server.get(2),
-            constraints: query(CONSTRAINTS).map(constraint).fetch_all(&mut *conn).await?,
-            indexes: query(INDEXES).map(index).fetch_all(&mut *conn).await?,
-            functions: query(FUNCTIONS).map(function).fetch_all(&mut *conn).await?,
-            triggers: query(TRIGGERS).map(trigger).fetch_all(&mut *conn).await?.into_iter().collect(),
-            policies: query(POLICIES)
+            has_schema: server.get(3),
+            constraints: schema::query(CONSTRAINTS).map(constraint).fetch_all(&mut *conn).await?,
+            indexes: schema::query(INDEXES).map(index).fetch_all(&mut *conn).await?,
+            functions: schema::query(FUNCTIONS).map(function).fetch_all(&mut *conn).await?,
+            triggers: schema::query(TRIGGERS).map(trigger).fetch_all(&mut *conn).await?.into_iter().collect(),
+            policies: schema::query(POLICIES)
                 .map(|row: PgRow| row.get(0))
                 .fetch_all(&mut *conn)
                 .await?
@@ -254,16 +260,18 @@ impl Catalog {
             tables,
         };
         if catalog.tables.contains_key("posthaste_migrations") {
-            let rows = query(VERSIONS).map(|row: PgRow| row.get(0)).fetch_all(&mut *conn).await?;
+            let rows = schema::query(VERSIONS).map(|row: PgRow| row.get(0)).fetch_all(&mut *conn).await?;
             catalog.versions = rows.into_iter().collect();
         }
         if catalog.tables.contains_key("posthaste_options") {
-            let rows =
-                query(OPTIONS).map(|row: PgRow| (row.get(0), row.get(1))).fetch_all(&mut *conn).await?;
+            let rows = schema::query(OPTIONS)
+                .map(|row: PgRow| (row.get(0), row.get(1)))
+                .fetch_all(&mut *conn)
+                .await?;
             catalog.options = rows.into_iter().collect();
         }
         if catalog.tables.contains_key("webhook_deliveries") {
-            catalog.has_deliveries = query(DELIVERIES).fetch_one(&mut *conn).await?.get(0);
+            catalog.has_deliveries = schema::query(DELIVERIES).fetch_one(&mut *conn).await?.get(0);
         }
         Ok(catalog)
     }
@@ -333,7 +341,8 @@ fn index(row: PgRow) -> Index {
 }
 
 fn trigger(row: PgRow) -> ((String, String), Trigger) {
-    ((row.get(0), row.get(1)), Trigger { definition: row.get(2), enabled: row.get(3) })
+    let definition = schema::as_public(row.get(2));
+    ((row.get(0), row.get(1)), Trigger { definition, enabled: row.get(3) })
 }
 
 fn function(row: PgRow) -> Function {
@@ -370,11 +379,11 @@ const SHADOWS: &str = "
         AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.objid = p.oid AND e.deptype = 'e'::\"char\")
     ORDER BY 1 LIMIT 20";
 
-/// Functions and operators of others in `public` that would be called instead of PostgreSQL's own. To be
-/// asked before anything else is, and while the session's search_path does not have `public`.
+/// Functions and operators of others in the schema that would be called instead of PostgreSQL's own. To be
+/// asked before anything else is, and while the session's search_path does not have the schema.
 pub async fn shadows(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     raw_sql("SET search_path = pg_catalog").execute(&mut *conn).await?;
-    sqlx::query_scalar(SHADOWS).fetch_all(conn).await
+    schema::query_scalar(SHADOWS).fetch_all(conn).await
 }
 
 /// Triggers that call a function of ours for a table that is none of `ours`: name, table, function.
@@ -382,5 +391,5 @@ pub async fn foreign_triggers(
     conn: &mut PgConnection,
     ours: &[&str],
 ) -> Result<Vec<(String, String, String)>, sqlx::Error> {
-    sqlx::query_as(FOREIGN_TRIGGERS).bind(ours).fetch_all(conn).await
+    schema::query_as(FOREIGN_TRIGGERS).bind(ours).fetch_all(conn).await
 }

@@ -2,6 +2,7 @@
 
 use super::catalog::{Catalog, Table};
 use super::script::{Column, Makes, Statement, columns_of};
+use crate::store::schema;
 
 /// The oldest PostgreSQL that has what the migrations use.
 const OLDEST_SERVER: i32 = 140_000;
@@ -16,6 +17,7 @@ const WRITTEN: [&str; 7] =
 
 /// Everything that stands in the way, each with its remedy.
 pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bool) -> Vec<String> {
+    let schema = schema::name();
     let mut faults = Vec::new();
     if catalog.server_version < OLDEST_SERVER {
         let version = catalog.server_version / 10_000;
@@ -26,15 +28,18 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
             "migration {newest} was applied by a newer posthaste: use that one or a newer one"
         ));
     }
-    if !catalog.may_create {
-        faults
-            .push("this role may not create anything in schema public: GRANT CREATE ON SCHEMA public".into());
+    if !catalog.may_create && catalog.has_schema {
+        let grant = format!("GRANT CREATE ON SCHEMA {schema}");
+        faults.push(format!("this role may not create anything in schema {schema}: {grant}"));
+    } else if !catalog.may_create {
+        let create = format!("CREATE SCHEMA {schema} AUTHORIZATION …");
+        faults.push(format!("there is no schema {schema}, and this role may not create it: {create}"));
     }
     for function in &catalog.functions {
         if let Some(stranger) = &function.stranger {
             let (name, arguments) = (&function.name, &function.arguments);
             faults.push(format!(
-                "function public.{name}({arguments}) belongs to {stranger}, who could change it at any time: \
+                "function {schema}.{name}({arguments}) belongs to {stranger}, who could change it at any time: \
                  drop it"
             ));
         }
@@ -61,7 +66,7 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
             if !WRITTEN.contains(&column.as_str()) {
                 faults.push(format!(
                     "webhook_deliveries.{column} must have a value and has no default, so that the trigger \
-                     could create no delivery: give it a default, or `ALTER TABLE public.webhook_deliveries \
+                     could create no delivery: give it a default, or `ALTER TABLE {schema}.webhook_deliveries \
                      ALTER COLUMN {column} DROP NOT NULL`, or use --without-fan-out"
                 ));
             }
@@ -90,6 +95,7 @@ fn suits(found: &str, given: &str) -> bool {
 }
 
 fn in_table(name: &str, table: &Table, columns: &[Column], faults: &mut Vec<String>) {
+    let schema = schema::name();
     if super::STAND_INS.contains(&name) {
         // The application's own, whatever it looks like: keys refer to its id and nothing else is used.
         if table.columns.get("id").is_none_or(|id| id.base_type != "uuid") {
@@ -108,14 +114,14 @@ fn in_table(name: &str, table: &Table, columns: &[Column], faults: &mut Vec<Stri
     for column in columns {
         match table.columns.get(column.name) {
             Some(found) if !suits(&found.base_type, column.base_type) => faults.push(format!(
-                "{name}.{0} is {1} and should be {2}: change its type (`ALTER TABLE public.{name} ALTER \
+                "{name}.{0} is {1} and should be {2}: change its type (`ALTER TABLE {schema}.{name} ALTER \
                  COLUMN {0} TYPE {2}`), or let posthaste have tables of its own",
                 column.name, found.base_type, column.base_type
             )),
             None if name == "activity_logs" && !EVENT_NEEDS.contains(&column.name) => {}
             None if column.cannot_be_added || name == "activity_logs" => faults.push(format!(
                 "{name}.{} is missing and cannot be added to a table that is in use: \
-                 `ALTER TABLE public.{name} ADD COLUMN {}`",
+                 `ALTER TABLE {schema}.{name} ADD COLUMN {}`",
                 column.name, column.line
             )),
             _ => {}

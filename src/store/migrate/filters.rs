@@ -1,10 +1,11 @@
 //! Destinations that want nothing, because what they want is beyond what a filter may be.
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection as _, Row as _, query, raw_sql};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _, raw_sql};
 
 use super::catalog::Catalog;
 use super::script::{LEAST_RIGHTS, Makes, Statement};
+use crate::store::schema;
 
 /// A destination whose filter or list of types is not used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub async fn unusable(conn: &mut PgConnection) -> Result<Vec<Unusable>, sqlx::Er
 
 async fn find(conn: &mut PgConnection, only_new: bool) -> Result<Vec<Unusable>, sqlx::Error> {
     let read = |row: PgRow| Unusable { destination: row.get(0), column: row.get(1), fault: row.get(2) };
-    query(UNUSABLE).bind(only_new).map(read).fetch_all(conn).await
+    schema::query(UNUSABLE).bind(only_new).map(read).fetch_all(conn).await
 }
 
 /// Those that have worked until now and will not after this migration. The functions are made for the
@@ -68,7 +69,7 @@ pub(super) async fn newly_unusable(
         if let Makes::Function(function) = &statement.makes
             && function.name.strip_prefix("posthaste_").is_some_and(|name| judges.contains(&name))
         {
-            raw_sql(AssertSqlSafe(statement.sql)).execute(&mut *transaction).await?;
+            raw_sql(AssertSqlSafe(schema::qualified(statement.sql))).execute(&mut *transaction).await?;
         }
     }
     let found = find(&mut transaction, true).await?;

@@ -25,10 +25,11 @@ mod trial;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection, Row, query, query_scalar, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, Row, raw_sql};
 
-use super::presence::LOCK_KEY;
+use super::presence::lock_key;
 use super::{ConnectOptions, StoreError, connect, fitting};
+use crate::store::schema;
 use catalog::Catalog;
 pub use catalog::shadows;
 pub use filters::{Unusable, unusable};
@@ -163,13 +164,14 @@ pub async fn migrate(options: &ConnectOptions, told: Options) -> Result<Report, 
 /// # Errors
 /// Whatever the database says.
 pub async fn pending(conn: &mut PgConnection) -> Result<Vec<&'static str>, sqlx::Error> {
-    let there: bool = query("SELECT to_regclass('public.posthaste_migrations') IS NOT NULL")
+    let there: bool = schema::query("SELECT to_regclass('public.posthaste_migrations') IS NOT NULL")
         .fetch_one(&mut *conn)
         .await?
         .get(0);
     let mut applied: Vec<i32> = Vec::new();
     if there {
-        let rows = query("SELECT version FROM public.posthaste_migrations").fetch_all(&mut *conn).await?;
+        let rows =
+            schema::query("SELECT version FROM public.posthaste_migrations").fetch_all(&mut *conn).await?;
         applied = rows.iter().map(|row| row.get(0)).collect();
     }
     Ok(MIGRATIONS.iter().filter(|m| !applied.contains(&m.version)).map(|m| m.name).collect())
@@ -182,7 +184,7 @@ pub async fn pending(conn: &mut PgConnection) -> Result<Vec<&'static str>, sqlx:
 pub async fn missing_event_columns(conn: &mut PgConnection) -> Result<Vec<&'static str>, sqlx::Error> {
     let sql = "SELECT attname::text FROM pg_attribute
         WHERE attrelid = to_regclass('public.activity_logs') AND attnum > 0 AND NOT attisdropped";
-    let found: Vec<String> = query(sql).fetch_all(conn).await?.iter().map(|row| row.get(0)).collect();
+    let found: Vec<String> = schema::query(sql).fetch_all(conn).await?.iter().map(|row| row.get(0)).collect();
     let tables = script::statements().into_iter().filter_map(|statement| match statement.makes {
         script::Makes::Table { name: "activity_logs", columns, .. } => Some(columns),
         _ => None,
@@ -203,7 +205,7 @@ pub struct Drift {
     pub differences: Vec<Finding>,
 }
 
-/// Compares without being the owner and without changing anything. The search_path must be `public`.
+/// Compares without being the owner and without changing anything. The search_path must be the schema.
 ///
 /// # Errors
 /// Whatever the database says.
@@ -232,14 +234,17 @@ async fn exposures(
     sources: &[script::Statement],
 ) -> Result<Vec<(String, String)>, sqlx::Error> {
     let mut exposures = Vec::new();
+    let schema = schema::name();
     if catalog.public_may_create {
         exposures.push((
-            "everybody may create things in schema public, and so put their own in the way of ours".into(),
-            "REVOKE CREATE ON SCHEMA public FROM PUBLIC".into(),
+            format!(
+                "everybody may create things in schema {schema}, and so put their own in the way of ours"
+            ),
+            format!("REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"),
         ));
     }
     for function in &catalog.functions {
-        let name = format!("public.{}({})", function.name, function.arguments);
+        let name = format!("{schema}.{}({})", function.name, function.arguments);
         let is_ours = |makes: &script::Makes| match makes {
             script::Makes::Function(ours) => {
                 ours.name == function.name && ours.arguments == function.arguments
@@ -288,17 +293,19 @@ async fn exposures(
 /// What is wrong with one of [`shadows`].
 pub fn shadowed(shadow: &str) -> String {
     format!(
-        "{shadow} in schema public has the name of one of PostgreSQL's own, and could be called instead: \
-         drop it, and REVOKE CREATE ON SCHEMA public FROM whoever made it"
+        "{shadow} in schema {schema} has the name of one of PostgreSQL's own, and could be called instead: \
+         drop it, and REVOKE CREATE ON SCHEMA {schema} FROM whoever made it",
+        schema = schema::name(),
     )
 }
 
 /// Settings on which the comparison, the locking and the sight of rows depend.
 async fn prepare(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    raw_sql(
-        "SET search_path = public; SET statement_timeout = 0; SET lock_timeout = '2s'; SET row_security = on;
+    raw_sql(AssertSqlSafe(format!(
+        "SET search_path = {}; SET statement_timeout = 0; SET lock_timeout = '2s'; SET row_security = on;
          SET client_min_messages = warning; SET TimeZone = 'UTC'",
-    )
+        schema::name()
+    )))
     .execute(conn)
     .await?;
     Ok(())
@@ -306,7 +313,8 @@ async fn prepare(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
 
 async fn lock(conn: &mut PgConnection) -> Result<(), MigrateError> {
     for _ in 0..LOCK_WAIT.as_millis() / LOCK_POLL.as_millis() {
-        let row = query("SELECT pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut *conn).await?;
+        let row =
+            schema::query("SELECT pg_try_advisory_lock($1)").bind(lock_key()).fetch_one(&mut *conn).await?;
         if row.get(0) {
             return Ok(());
         }
@@ -368,7 +376,7 @@ async fn superuser(conn: &mut PgConnection, catalog: &Catalog) -> Result<Option<
     let mut owners = catalog.functions.iter().filter_map(|function| function.superuser.clone());
     match owners.next() {
         Some(owner) => Ok(Some(owner)),
-        None if catalog.functions.is_empty() => query_scalar(me).fetch_optional(conn).await,
+        None if catalog.functions.is_empty() => schema::query_scalar(me).fetch_optional(conn).await,
         None => Ok(None),
     }
 }

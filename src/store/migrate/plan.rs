@@ -13,6 +13,7 @@ use super::faults::has_unique;
 use super::script::{Function, MIGRATIONS, Makes, Statement, columns_of};
 use super::trial::{Trial, expression};
 use super::{Choices, STAND_INS};
+use crate::store::schema;
 
 /// How a step must be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +48,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn lock(&mut self, statement: impl Into<String>) {
-        self.lock_all([statement.into()]);
+    fn lock(&mut self, statement: impl AsRef<str>) {
+        self.lock_all([statement]);
     }
 
-    fn lock_all(&mut self, statements: impl Into<Vec<String>>) {
+    fn lock_all<const N: usize>(&mut self, statements: [impl AsRef<str>; N]) {
+        let statements = statements.map(|sql| schema::qualified(sql.as_ref()).into_owned());
         self.steps.push(Step { mode: Mode::Locking, statements: statements.into() });
     }
 
-    fn concurrently(&mut self, statement: impl Into<String>) {
-        self.steps.push(Step { mode: Mode::Concurrently, statements: vec![statement.into()] });
+    fn concurrently(&mut self, statement: impl AsRef<str>) {
+        let statement = schema::qualified(statement.as_ref()).into_owned();
+        self.steps.push(Step { mode: Mode::Concurrently, statements: vec![statement] });
+    }
+
+    /// A statement that holds words of the application, and names the schema itself.
+    fn lock_foreign(&mut self, statement: String) {
+        self.steps.push(Step { mode: Mode::Locking, statements: vec![statement] });
     }
 }
 
@@ -68,6 +76,9 @@ pub async fn make(
     choices: Choices,
 ) -> Result<Plan, sqlx::Error> {
     let mut plan = Plan::default();
+    if !catalog.has_schema {
+        plan.lock(format!("CREATE SCHEMA {}", schema::name()));
+    }
     // Before the trigger: no event may meet it without them.
     policies(conn, catalog, &mut plan, choices).await?;
     let sayings = sayings(conn, catalog, statements).await?;
@@ -85,7 +96,7 @@ pub async fn make(
             }
             Makes::Constraint { table, .. } | Makes::Index { table, .. } if step_of(table).is_some() => {
                 let step = step_of(table).unwrap_or(0);
-                plan.steps[step].statements.push(statement.sql.to_owned());
+                plan.steps[step].statements.push(schema::qualified(statement.sql).into_owned());
             }
             Makes::Table { name, columns, storage } => {
                 // What activity_logs lacks is null on the wire: an application's event table gets no new
@@ -112,7 +123,7 @@ pub async fn make(
                 if !statements.is_empty() {
                     let step = *functions.get_or_insert(plan.steps.len());
                     if step == plan.steps.len() {
-                        plan.lock_all(Vec::new());
+                        plan.steps.push(Step { mode: Mode::Locking, statements: Vec::new() });
                     }
                     plan.steps[step].statements.extend(statements);
                 }
@@ -121,8 +132,8 @@ pub async fn make(
                 if catalog.function(name, arguments).is_some() {
                     // Whoever writes events still calls it, unless the trigger fires after this moment.
                     plan.lock_all([
-                        "LOCK TABLE public.activity_logs IN SHARE ROW EXCLUSIVE MODE".to_owned(),
-                        statement.sql.to_owned(),
+                        "LOCK TABLE public.activity_logs IN SHARE ROW EXCLUSIVE MODE",
+                        statement.sql,
                     ]);
                 }
             }
@@ -141,17 +152,18 @@ fn function(catalog: &Catalog, wanted: &Function, sql: &str) -> Vec<String> {
     let (from, to) = event_payload(catalog);
     let found = catalog.function(wanted.name, &wanted.arguments);
     let is_as_wanted = found.is_some_and(|found| {
-        found.body == wanted.body.replace(from, to)
+        found.body == schema::qualified(&wanted.body.replace(from, to))
             && found.is_definer == wanted.is_definer
             && found.settings == wanted.settings
     });
     let mut statements = Vec::new();
     if !is_as_wanted {
-        statements.push(sql.replace(from, to));
+        statements.push(schema::qualified(&sql.replace(from, to)).into_owned());
     }
     if found.is_none_or(|found| found.is_public) {
         let (name, arguments) = (wanted.name, &wanted.arguments);
-        statements.push(format!("REVOKE ALL ON FUNCTION public.{name}({arguments}) FROM PUBLIC"));
+        let schema = schema::name();
+        statements.push(format!("REVOKE ALL ON FUNCTION {schema}.{name}({arguments}) FROM PUBLIC"));
     }
     statements
 }
@@ -245,12 +257,12 @@ async fn widen(
     }
     if !added.is_empty() {
         let (name, expression) = (quoted(&old.name), expression(old));
-        plan.lock(format!(
-            "ALTER TABLE public.webhook_destinations DROP CONSTRAINT {name}, ADD CONSTRAINT {name} \
-             CHECK ({expression}{added}) NOT VALID"
+        let alter = format!("ALTER TABLE {}.webhook_destinations", schema::name());
+        plan.lock_foreign(format!(
+            "{alter} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} CHECK ({expression}{added}) NOT VALID"
         ));
         if old.validated {
-            plan.lock(format!("ALTER TABLE public.webhook_destinations VALIDATE CONSTRAINT {name}"));
+            plan.lock_foreign(format!("{alter} VALIDATE CONSTRAINT {name}"));
         }
     }
     Ok(())
@@ -293,7 +305,8 @@ async fn unique(
     }
     let list = columns.join(", ");
     let probe = format!("SELECT FROM public.{table} GROUP BY {list} HAVING count(*) > 1 LIMIT 1");
-    if !is_hidden(catalog, table) && sqlx::query(AssertSqlSafe(probe)).fetch_optional(conn).await?.is_some() {
+    if !is_hidden(catalog, table) && schema::query(AssertSqlSafe(probe)).fetch_optional(conn).await?.is_some()
+    {
         plan.faults
             .push(format!("{table} holds rows with the same ({list}), which must be unique: remove them"));
         return Ok(());
@@ -355,7 +368,7 @@ async fn rows_obey(
     if !known || is_hidden(catalog, table) {
         return Ok(true);
     }
-    match sqlx::query(AssertSqlSafe(breaks)).fetch_one(conn).await {
+    match schema::query(AssertSqlSafe(breaks)).fetch_one(conn).await {
         Ok(row) => Ok(!row.get::<bool, _>(0)),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42703") => Ok(true),
         Err(error) => Err(error),
@@ -421,7 +434,8 @@ fn same_trigger(one: &str, other: &str) -> bool {
 pub fn fan_out_policy(table: &str, owner: &str) -> String {
     let inside = "pg_trigger_depth() > 0 AND current_setting('posthaste.fan_out', true) = 'on'";
     format!(
-        "CREATE POLICY posthaste_fan_out ON public.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})"
+        "CREATE POLICY posthaste_fan_out ON {}.{table} TO {owner} USING ({inside}) WITH CHECK ({inside})",
+        schema::name()
     )
 }
 
@@ -438,7 +452,8 @@ async fn policies(
         if !choices.fan_out || !is_hidden(catalog, table) || catalog.policies.contains(table) {
             continue;
         }
-        let me: String = sqlx::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
+        let me: String =
+            schema::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
         plan.lock(fan_out_policy(table, &me));
         plan.notices.push(format!(
             "row-level security of {table} is forced on {me}: a policy lets the trigger through, and \

@@ -3,13 +3,14 @@
 //! that mends it; the rest is lived with, and told.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row, query};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::catalog::{Catalog, Column};
 use super::faults::has_unique;
 use super::samples::{deliveries, destinations};
 use super::script::columns_of;
 use super::trial::{By, Refusal, Trial};
+use crate::store::schema;
 
 /// One thing that differs from the given tables and matters.
 #[derive(Clone, Debug)]
@@ -104,10 +105,10 @@ pub async fn look(
     catalog: &Catalog,
     fan_out: bool,
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let before = query(CAREFULLY).fetch_one(&mut *conn).await?;
+    let before = schema::query(CAREFULLY).fetch_one(&mut *conn).await?;
     let findings = find(conn, catalog, fan_out).await?;
     let [read_only, timeout, path]: [String; 3] = [before.get(0), before.get(1), before.get(2)];
-    query(AS_BEFORE).bind(read_only).bind(timeout).bind(path).execute(&mut *conn).await?;
+    schema::query(AS_BEFORE).bind(read_only).bind(timeout).bind(path).execute(&mut *conn).await?;
     Ok(findings)
 }
 
@@ -152,6 +153,7 @@ async fn nulls(
     table: &str,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
+    let schema = schema::name();
     let needed: &[&str] = if table == DELIVERIES { &["id", "log_id", "status"] } else { &["id"] };
     let lived_with = MEANINGS.iter().filter(|(of, ..)| *of == table);
     let lived_with = lived_with.map(|(_, name, meaning)| (*name, Some(*meaning)));
@@ -160,15 +162,17 @@ async fn nulls(
         if !may_be_null || trial.refuses_null(conn, name).await? {
             continue;
         }
-        let set = format!("ALTER TABLE public.{table} ALTER COLUMN {name} SET NOT NULL");
+        let set = format!("ALTER TABLE {schema}.{table} ALTER COLUMN {name} SET NOT NULL");
         let Some(meaning) = meaning else {
             // A primary key that is yet to be added makes it NOT NULL.
             let has_primary = catalog.constraints.iter().any(|c| c.table == table && c.kind == "p");
             let will_be = name == "id" && !has_primary && !has_unique(catalog, table, &["id"]);
             if !will_be || holds_null(conn, catalog, table, name).await? {
                 let first = match name {
-                    "status" => format!("UPDATE public.{table} SET status = 'pending' WHERE status IS NULL"),
-                    _ => format!("DELETE FROM public.{table} WHERE {name} IS NULL"),
+                    "status" => {
+                        format!("UPDATE {schema}.{table} SET status = 'pending' WHERE status IS NULL")
+                    }
+                    _ => format!("DELETE FROM {schema}.{table} WHERE {name} IS NULL"),
                 };
                 findings.push(stop(
                     format!("{table}.{name} may be NULL, and what has none could never be sent"),
@@ -192,15 +196,17 @@ async fn holds_null(
     table: &str,
     name: &str,
 ) -> Result<bool, sqlx::Error> {
+    let schema = schema::name();
     if catalog.tables.get(table).is_some_and(|table| table.secured) {
         return Ok(false);
     }
-    let sql = format!("SELECT EXISTS (SELECT FROM public.{table} WHERE {name} IS NULL)");
-    Ok(query(AssertSqlSafe(sql)).fetch_one(conn).await?.get(0))
+    let sql = format!("SELECT EXISTS (SELECT FROM {schema}.{table} WHERE {name} IS NULL)");
+    Ok(schema::query(AssertSqlSafe(sql)).fetch_one(conn).await?.get(0))
 }
 
 /// Columns that we write and PostgreSQL works out itself.
 fn computed(catalog: &Catalog, table: &str, findings: &mut Vec<Finding>) {
+    let schema = schema::name();
     let (written, by_the_api): (&[&str], &[&str]) = match table {
         DELIVERIES => (&WRITTEN_TO_DELIVERIES, &[]),
         DESTINATIONS => (&WRITTEN_TO_DESTINATIONS, &WRITTEN_BY_THE_API),
@@ -212,7 +218,7 @@ fn computed(catalog: &Catalog, table: &str, findings: &mut Vec<Finding>) {
         let Some(end) = found(name) else { continue };
         findings.push(stop(
             format!("{table}.{name} is written by PostgreSQL itself, so that posthaste cannot write it"),
-            format!("ALTER TABLE public.{table} ALTER COLUMN {name} {end}"),
+            format!("ALTER TABLE {schema}.{table} ALTER COLUMN {name} {end}"),
         ));
     }
     for name in by_the_api {
@@ -222,7 +228,7 @@ fn computed(catalog: &Catalog, table: &str, findings: &mut Vec<Finding>) {
                 "{table}.{name} is written by PostgreSQL itself, so that the API can write no {}",
                 rows(table)
             ),
-            format!("ALTER TABLE public.{table} ALTER COLUMN {name} {end}, if the API is to write them"),
+            format!("ALTER TABLE {schema}.{table} ALTER COLUMN {name} {end}, if the API is to write them"),
         ));
     }
 }
@@ -255,6 +261,7 @@ fn required(catalog: &Catalog, table: &str, findings: &mut Vec<Finding>) {
 
 /// Timestamps that are cut short.
 fn coarse(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let schema = schema::name();
     for name in EXACT {
         let Some(digits) = column(catalog, DELIVERIES, name).map(|column| column.modifier) else { continue };
         if (0..6).contains(&digits) {
@@ -263,7 +270,7 @@ fn coarse(catalog: &Catalog, findings: &mut Vec<Finding>) {
                     "{DELIVERIES}.{name} has {digits} digits behind the second, and leases and the order \
                      need all six"
                 ),
-                format!("ALTER TABLE public.{DELIVERIES} ALTER COLUMN {name} TYPE timestamp"),
+                format!("ALTER TABLE {schema}.{DELIVERIES} ALTER COLUMN {name} TYPE timestamp"),
             ));
         }
     }
@@ -272,6 +279,7 @@ fn coarse(catalog: &Catalog, findings: &mut Vec<Finding>) {
 /// Uniqueness that two deliveries of ours would break: the trigger would fail the producer's INSERT. An
 /// application that inserts its own deliveries knows what is unique.
 fn collisions(catalog: &Catalog, fan_out: bool, findings: &mut Vec<Finding>) {
+    let schema = schema::name();
     let finding = |what: String, statement: String| match fan_out {
         true => stop(what, statement),
         false => told(format!("{what}: backfills may fail"), format!("`{statement}`, or leave it")),
@@ -293,7 +301,7 @@ fn collisions(catalog: &Catalog, fan_out: bool, findings: &mut Vec<Finding>) {
                      the trigger's INSERT could not leave out what is there already"
                 ),
                 format!(
-                    "ALTER TABLE public.{DELIVERIES} DROP CONSTRAINT \"{name}\", ADD CONSTRAINT \"{name}\" \
+                    "ALTER TABLE {schema}.{DELIVERIES} DROP CONSTRAINT \"{name}\", ADD CONSTRAINT \"{name}\" \
                      UNIQUE (destination_id, log_id)"
                 ),
             ));
@@ -307,8 +315,8 @@ fn collisions(catalog: &Catalog, fan_out: bool, findings: &mut Vec<Finding>) {
                  deliveries, or a destination"
             ),
             match is_constraint {
-                true => format!("ALTER TABLE public.{DELIVERIES} DROP CONSTRAINT \"{name}\""),
-                false => format!("DROP INDEX public.\"{name}\""),
+                true => format!("ALTER TABLE {schema}.{DELIVERIES} DROP CONSTRAINT \"{name}\""),
+                false => format!("DROP INDEX {schema}.\"{name}\""),
             },
         ));
     }
@@ -316,12 +324,13 @@ fn collisions(catalog: &Catalog, fan_out: bool, findings: &mut Vec<Finding>) {
 
 /// Foreign keys that lead elsewhere.
 fn strange_keys(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let schema = schema::name();
     for (name, target) in [("destination_id", DESTINATIONS), ("log_id", EVENTS)] {
         let keys = catalog.constraints.iter().filter(|c| c.table == DELIVERIES && c.kind == "f");
         for key in keys.filter(|key| key.columns == [name] && key.refers_to.as_deref() != Some(target)) {
             findings.push(stop(
                 format!("{DELIVERIES}.{name} refers to another table than {target}, by {}", key.name),
-                format!("ALTER TABLE public.{DELIVERIES} DROP CONSTRAINT \"{}\"", key.name),
+                format!("ALTER TABLE {schema}.{DELIVERIES} DROP CONSTRAINT \"{}\"", key.name),
             ));
         }
     }
@@ -372,7 +381,8 @@ fn sentence(table: &str, refusal: &Refusal) -> String {
 
 /// The statement after which it is refused no more.
 fn mend(catalog: &Catalog, table: &str, refusal: &Refusal) -> String {
-    let alter = format!("ALTER TABLE public.{table}");
+    let schema = schema::name();
+    let alter = format!("ALTER TABLE {schema}.{table}");
     match &refusal.by {
         By::Check { name, expression, failure: None } if refusal.columns == ["status"] => format!(
             "{alter} DROP CONSTRAINT \"{name}\", ADD CONSTRAINT \"{name}\" CHECK ({expression} OR status IN \
@@ -380,9 +390,11 @@ fn mend(catalog: &Catalog, table: &str, refusal: &Refusal) -> String {
         ),
         By::Check { name, .. } => format!("{alter} DROP CONSTRAINT \"{name}\""),
         By::Domain { constraint: Some(name), domain } => {
-            format!("ALTER DOMAIN public.\"{domain}\" DROP CONSTRAINT \"{name}\"")
+            format!("ALTER DOMAIN {schema}.\"{domain}\" DROP CONSTRAINT \"{name}\"")
         }
-        By::Domain { constraint: None, domain } => format!("ALTER DOMAIN public.\"{domain}\" DROP NOT NULL"),
+        By::Domain { constraint: None, domain } => {
+            format!("ALTER DOMAIN {schema}.\"{domain}\" DROP NOT NULL")
+        }
         By::Default(_) => {
             let column = format!("ALTER COLUMN \"{}\"", refusal.columns.join("\", \""));
             format!("{alter} {column} DROP DEFAULT, {column} DROP NOT NULL")

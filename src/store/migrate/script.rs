@@ -48,7 +48,7 @@ pub const MIGRATIONS: [Migration; 9] = [
     },
 ];
 
-/// What a statement makes. Names are without their schema, which is always `public`.
+/// What a statement makes. Names are without their schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Makes {
     /// A table with these columns, and these storage parameters: `name = value`.

@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value, json};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row, query, query_scalar};
+use sqlx::{AssertSqlSafe, Row, query_scalar};
 
 use super::catalog::Constraint;
+use crate::store::schema;
 
 /// A row as one of our statements leaves it.
 pub struct Sample {
@@ -87,7 +88,7 @@ impl<'a> Trial<'a> {
     /// Reads what is needed of `table`. The session's search_path must stay what it is: by it PostgreSQL
     /// prints what it is to read again.
     pub async fn prepare(conn: &mut PgConnection, table: &'a str) -> Result<Trial<'a>, sqlx::Error> {
-        let rows = query(COLUMNS).bind(table).fetch_all(&mut *conn).await?;
+        let rows = schema::query(COLUMNS).bind(table).fetch_all(&mut *conn).await?;
         let columns = rows.iter().map(|row| Column {
             name: row.get(0),
             type_name: row.get(1),
@@ -96,7 +97,7 @@ impl<'a> Trial<'a> {
             expression: row.get(4),
         });
         let columns = columns.collect();
-        let rows = query(CHECKS).bind(table).fetch_all(&mut *conn).await?;
+        let rows = schema::query(CHECKS).bind(table).fetch_all(&mut *conn).await?;
         let checks = rows.iter().map(|row| Check {
             name: row.get(0),
             expression: stripped(row.get(1)).to_owned(),
@@ -248,7 +249,7 @@ impl<'a> Trial<'a> {
 
     /// The row `$1` as one of the table's.
     fn from(&self) -> String {
-        format!("jsonb_populate_record(NULL::public.{0}, $1::jsonb) AS {0}", self.table)
+        format!("jsonb_populate_record(NULL::{1}.{0}, $1::jsonb) AS {0}", self.table, schema::name())
     }
 
     fn check(&self, check: &Check) -> String {

@@ -1,0 +1,197 @@
+//! The schema that the tables and functions are in, and how statements come to name it.
+//!
+//! Statements, migrations and functions are written for `public`. Where it is another schema, its name is put
+//! in when a statement is made, never by a session's search_path, which others can change. So every statement
+//! goes through [`query`] and its kin: text that holds nothing of an application's own. What does (the CHECKs
+//! of its tables, which the migrator evaluates) is put together from [`name`].
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sqlx::query::{Query, QueryAs, QueryScalar};
+use sqlx::{AssertSqlSafe, FromRow, SqlSafeStr, SqlStr};
+
+/// Longest name, in bytes: PostgreSQL's names have 63, and those of channels end with it.
+const MAX_LENGTH: usize = 40;
+/// The schema where nobody says otherwise.
+const PUBLIC: &str = "public";
+
+static SCHEMA: OnceLock<Schema> = OnceLock::new();
+
+/// The name of a schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema {
+    name: String,
+    quoted: String,
+}
+
+/// Why text is no [`Schema`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a schema's name must be 1 to {MAX_LENGTH} lower-case letters, digits and underscores, must begin with \
+     none of the digits, and not with pg_"
+)]
+pub struct SchemaFault;
+
+impl FromStr for Schema {
+    type Err = SchemaFault;
+
+    fn from_str(name: &str) -> Result<Schema, SchemaFault> {
+        let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let is_system = name.starts_with("pg_") || name == "information_schema";
+        let begins_well = name.starts_with(|c: char| !c.is_ascii_digit());
+        if name.len() > MAX_LENGTH || !begins_well || is_system || !name.chars().all(is_part) {
+            return Err(SchemaFault);
+        }
+        let quoted = if name == PUBLIC { name.to_owned() } else { format!("\"{name}\"") };
+        Ok(Schema { name: name.to_owned(), quoted })
+    }
+}
+
+impl Schema {
+    fn is_public(&self) -> bool {
+        self.name == PUBLIC
+    }
+
+    fn qualified<'a>(&self, sql: &'a str) -> Cow<'a, str> {
+        if self.is_public() {
+            return Cow::Borrowed(sql);
+        }
+        let Schema { name, quoted } = self;
+        let sql = sql.replace("public.", &format!("{quoted}."));
+        let sql = sql.replace("namespace('public'", &format!("namespace('{name}'"));
+        let sql = sql.replace("'posthaste_wake'", &format!("'{}'", self.channel("posthaste_wake")));
+        Cow::Owned(sql.replace("'posthaste_config'", &format!("'{}'", self.channel("posthaste_config"))))
+    }
+
+    fn as_public(&self, printed: String) -> String {
+        match self.is_public() {
+            true => printed,
+            false => printed
+                .replace(&format!(" {}.", self.name), " public.")
+                .replace(&format!(" {}.", self.quoted), " public."),
+        }
+    }
+
+    fn channel(&self, of_public: &str) -> String {
+        match self.is_public() {
+            true => of_public.to_owned(),
+            false => format!("{of_public}_{}", self.name),
+        }
+    }
+
+    fn lock_key(&self, of_public: i64) -> i64 {
+        // FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        match self.is_public() {
+            true => of_public,
+            false => self.name.bytes().fold(of_public.cast_unsigned(), step).cast_signed(),
+        }
+    }
+}
+
+/// Says once which schema it is; unless somebody does, it is `public`.
+///
+/// # Panics
+/// When it is said a second time: statements may have been made by then.
+pub fn set(schema: Schema) {
+    SCHEMA.set(schema).expect("the schema is said before any statement is made");
+}
+
+fn current() -> &'static Schema {
+    SCHEMA.get_or_init(|| Schema { name: PUBLIC.to_owned(), quoted: PUBLIC.to_owned() })
+}
+
+/// The name of the schema as statements say it, in quotes where it is another one than `public`.
+pub(super) fn name() -> &'static str {
+    &current().quoted
+}
+
+/// A statement of ours as it is for this schema.
+pub(super) fn qualified(sql: &str) -> Cow<'_, str> {
+    current().qualified(sql)
+}
+
+/// What PostgreSQL prints about this schema as it would print it about `public`.
+pub(super) fn as_public(printed: String) -> String {
+    current().as_public(printed)
+}
+
+/// The name of a channel: of two schemas of a database, each hears its own.
+pub(super) fn channel(of_public: &str) -> String {
+    current().channel(of_public)
+}
+
+/// The key of an advisory lock, which each schema has for itself.
+pub(super) fn lock_key(of_public: i64) -> i64 {
+    current().lock_key(of_public)
+}
+
+fn text(sql: impl SqlSafeStr) -> SqlStr {
+    let sql = sql.into_sql_str();
+    match qualified(sql.as_str()) {
+        Cow::Borrowed(_) => sql,
+        Cow::Owned(qualified) => AssertSqlSafe(qualified).into_sql_str(),
+    }
+}
+
+/// [`sqlx::query`] for this schema.
+pub(super) fn query<'q>(sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(text(sql))
+}
+
+/// [`sqlx::query_as`] for this schema.
+pub(super) fn query_as<'q, O>(sql: impl SqlSafeStr) -> QueryAs<'q, Postgres, O, PgArguments>
+where
+    O: for<'r> FromRow<'r, PgRow>,
+{
+    sqlx::query_as(text(sql))
+}
+
+/// [`sqlx::query_scalar`] for this schema.
+pub(super) fn query_scalar<'q, O>(sql: impl SqlSafeStr) -> QueryScalar<'q, Postgres, O, PgArguments>
+where
+    (O,): for<'r> FromRow<'r, PgRow>,
+{
+    sqlx::query_scalar(text(sql))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_names_the_schema_wherever_it_names_public() {
+        let schema: Schema = "app".parse().expect("a name");
+        for (sql, expected) in [
+            ("SELECT FROM public.activity_logs l", r#"SELECT FROM "app".activity_logs l"#),
+            ("to_regclass('public.' || $1)", r#"to_regclass('"app".' || $1)"#),
+            ("to_regnamespace('public'::text)", "to_regnamespace('app'::text)"),
+            ("has_schema_privilege('public', $1)", "has_schema_privilege('public', $1)"),
+            ("pg_notify('posthaste_wake', $1)", "pg_notify('posthaste_wake_app', $1)"),
+            ("pg_notify('posthaste_config', $1)", "pg_notify('posthaste_config_app', $1)"),
+        ] {
+            assert_eq!(schema.qualified(sql), expected);
+            assert_eq!("public".parse::<Schema>().expect("a name").qualified(sql), sql);
+        }
+        assert_eq!(schema.as_public("ON app.t FOR".into()), "ON public.t FOR");
+        assert_eq!(schema.as_public("ON \"app\".t FOR".into()), "ON public.t FOR");
+        assert_ne!(schema.lock_key(7), 7);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_one_is_refused() {
+        for name in ["public", "app", "_1", "order", &"x".repeat(MAX_LENGTH)] {
+            assert!(name.parse::<Schema>().is_ok(), "{name}");
+        }
+        for name in ["", "App", "1a", "a b", "a.b", "a\"b", "a'b", "pg_x", "information_schema", "é"] {
+            assert_eq!(name.parse::<Schema>(), Err(SchemaFault), "{name}");
+        }
+        assert!("x".repeat(MAX_LENGTH + 1).parse::<Schema>().is_err());
+        // PostgreSQL cuts off what is longer than 63 bytes.
+        let longest: Schema = "x".repeat(MAX_LENGTH).parse().expect("a name");
+        assert!(longest.channel("posthaste_config").len() <= 63);
+    }
+}
