@@ -47,7 +47,7 @@
 //! | [`dispatch`] | what a destination does next: events in, effects out, time as an argument |
 //! | [`store`] | the only SQL |
 //! | [`outbound`] | the only HTTP client |
-//! | [`actors`] | who does what when; what they count is in [`actors::tally`] |
+//! | [`actors`] | who does what when; what they count is in [`actors::metrics`] |
 //! | [`manage`] | what people do, by the API and by the command line alike |
 //! | [`admin`] | the HTTP server; [`admin::metrics`] is a page of it |
 //! | [`embedded`] | a private PostgreSQL |

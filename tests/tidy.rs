@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -31,10 +32,14 @@ const MAY_USE: [(&str, &[&str]); 14] = [
 ];
 
 /// What may stand only in some places of the crate; everywhere outside tests.
-const BANS: [(&str, &[&str]); 13] = [
+const BANS: [(&str, &[&str]); 16] = [
     ("Instant::now", &["clock.rs"]),
     ("SystemTime::now", &["clock.rs"]),
     ("sqlx", &["store/"]),
+    // Statements name the schema by way of `store::schema`; elsewhere they name none or do so themselves.
+    ("sqlx::query(", &["store/schema.rs", "store/database.rs"]),
+    ("sqlx::query_as", &["store/schema.rs", "store/migrate/checks.rs"]),
+    ("sqlx::query_scalar", &["store/schema.rs", "store/migrate/trial.rs"]),
     ("awc", &["outbound/"]),
     ("println!", &["cli/", "main.rs"]),
     ("print!", &["cli/", "main.rs"]),
@@ -71,6 +76,13 @@ fn imports_point_one_way() {
     hold(sources("src"), wrong_imports);
 }
 
+/// Within a room too: of two siblings at most one uses the other, however long the way round.
+#[test]
+fn siblings_use_each_other_in_one_direction() {
+    let found = circles(&sources("src"));
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
 #[test]
 fn what_is_banned_stands_only_where_it_may() {
     hold(sources("src"), banned_words);
@@ -103,8 +115,22 @@ fn the_rules_find_what_they_are_for() {
     assert_eq!(import("model.rs", "//! See [`crate::store`].\nlet text = \"crate::store\";"), 0);
     assert_eq!(import("policy/retry.rs", "fn f() {}\n#[cfg(test)]\nmod tests { use crate::store; }"), 0);
 
+    let circle = |files: &[(&str, &str)]| {
+        circles(&files.iter().map(|(path, text)| source(path, text)).collect::<Vec<_>>()).len()
+    };
+    assert_eq!(circle(&[("actors/a.rs", "use super::b::B;"), ("actors/b.rs", "use super::c;")]), 0);
+    assert_eq!(circle(&[("actors/a.rs", "use super::b::B;"), ("actors/b.rs", "fn f(a: super::a::A) {}")]), 1);
+    let round = [
+        ("actors/a.rs", "use crate::actors::{b::B, d};"),
+        ("actors/b/mod.rs", "mod x;"),
+        ("actors/b/x.rs", "use super::super::c;"),
+        ("actors/c.rs", "use super::{Shared, a};"),
+        ("actors/d.rs", "use crate::store;"),
+    ];
+    assert_eq!(circle(&round), 1);
+
     let ban = |path: &str, text: &str| banned_words(&source(path, text)).len();
-    assert_eq!(ban("actors/db.rs", "let now = Instant::now();\nlet rows = sqlx::query(SQL);"), 2);
+    assert_eq!(ban("actors/db.rs", "let now = Instant::now();\nlet rows = sqlx::query(SQL);"), 3);
     assert_eq!(ban("clock.rs", "Instant::now()"), 0);
     assert_eq!(ban("cli/check.rs", "println!(\"sqlx, awc and unsafe are words\");"), 0);
     assert_eq!(ban("actors/db.rs", "eprintln!(\"\"); value.unwrap(); value.unwrap_or(1);"), 2);
@@ -170,6 +196,53 @@ fn wrong_imports(source: &Source) -> Vec<String> {
     used.retain(|name| MAY_USE.iter().any(|(module, _)| module == name));
     used.retain(|name| name != module && !allowed.contains(&name.as_str()));
     used.iter().map(|name| format!("{module} must not use {name}")).collect()
+}
+
+/// Siblings that use each other, each circle once: `a → b → a`.
+fn circles(sources: &[Source]) -> Vec<String> {
+    let module = |path: &str| -> Vec<String> {
+        let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
+        path.split('/').map(str::to_owned).collect()
+    };
+    let modules: Vec<Vec<String>> = sources.iter().map(|source| module(&source.path)).collect();
+    let mut uses: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
+    for (source, user) in sources.iter().zip(&modules) {
+        let code = code_of(source);
+        for depth in 1..user.len() {
+            let parent = &user[..depth];
+            let by_name = format!("crate::{}::", parent.join("::"));
+            let by_steps = "super::".repeat(user.len() - depth);
+            let names = [by_name, by_steps].into_iter().flat_map(|way| {
+                // Not the end of a longer way up.
+                let starts = code.match_indices(&way).filter(|(at, _)| !code[..*at].ends_with("::"));
+                starts.flat_map(|(at, _)| first_names(&code[at + way.len()..])).collect::<Vec<_>>()
+            });
+            let siblings = names.map(|name| [parent, &[name]].concat());
+            let others = siblings.filter(|other| *other != user[..=depth] && modules.contains(other));
+            uses.entry(user[..=depth].to_vec()).or_default().extend(others);
+        }
+    }
+    let mut found = Vec::new();
+    loop {
+        // What uses none of the others is in no circle; nor is then what uses only that.
+        while let Some((free, _)) = uses.iter().find(|(_, used)| used.iter().all(|u| !uses.contains_key(u))) {
+            let free = free.clone();
+            uses.remove(&free);
+        }
+        let Some(start) = uses.keys().next().cloned() else { return found };
+        let mut way = vec![start];
+        let next = |at: &Vec<String>| uses[at].iter().find(|used| uses.contains_key(*used)).cloned();
+        while let Some(step) = way.last().and_then(next) {
+            if let Some(at) = way.iter().position(|known| *known == step) {
+                way.drain(..at);
+                break;
+            }
+            way.push(step);
+        }
+        let names: Vec<String> = way.iter().chain(way.first()).map(|module| module.join("::")).collect();
+        found.push(names.join(" → "));
+        way.iter().for_each(|module| drop(uses.remove(module)));
+    }
 }
 
 /// The names that follow `crate::`: one, or those of a group at its first level.

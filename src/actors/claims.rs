@@ -10,8 +10,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use super::db::Claim;
 use super::limit::Limit;
+use super::messages::Claim;
 use crate::dispatch::Urgency;
 use crate::model::{EVENT_OVERHEAD_BYTES, OrgId};
 use crate::policy::fairness::FairQueue;

@@ -2,7 +2,7 @@
 //!
 //! Three connections, each with one statement under way: what arrives meanwhile is
 //! merged into the next (group commit). One writes results, one claims from backlogs, one claims what is new;
-//! where they are in each other's way, the backlogs hold back ([`crate::policy::courtesy`]).
+//! where they are in each other's way, the backlogs hold back ([`crate::policy::backlog_throttle`]).
 //! Claims wait in fair queues, so that an organization with a thousand destinations takes turns with one that
 //! has a single one. Results are kept until they are written, however long the database is away; their number
 //! is bounded by what was claimed.
@@ -20,20 +20,18 @@ pub use self::refused::{CannotLoad, Withdraw};
 use super::claim_connection::ClaimConnection;
 use super::claims::Claims;
 use super::faults::Faults;
-use super::limit::{Freed, Held, Limit};
+use super::limit::{Freed, Limit};
+use super::messages::{Announce, Claim, Disable, Flush, Record, Remember, Renew, StopClaims};
+use super::metrics::{self, Histogram, RESULTS};
 use super::outage::Outage;
 use super::record_connection::RecordConnection;
 use super::supervision::{ExitGuard, Ping};
-use super::tally::{self, Histogram, RESULTS};
 use super::work::Work;
 use crate::clock;
 use crate::config::Config;
-use crate::dispatch::{ClaimReply, RenewReply, Urgency};
-use crate::model::{DbTime, DeliveryId, DestinationId, OrgId, Outcome};
-use crate::policy::courtesy::{Courtesy, FEW_ROWS};
-use crate::policy::health::Saved;
-use crate::store::deliveries::{Ask, MAX_RECORD_ROWS};
-use crate::store::destinations::OperationalEvent;
+use crate::model::Outcome;
+use crate::policy::backlog_throttle::{BacklogThrottle, FEW_ROWS};
+use crate::store::deliveries::MAX_RECORD_ROWS;
 use crate::store::faults::Kind;
 use crate::store::{ConnectOptions, StoreError};
 
@@ -46,83 +44,6 @@ const MAX_RESULTS_WAITING: usize = 10_000;
 
 /// Faults that `/readyz` names at most.
 const MOST_FAULTS_TOLD: usize = 10;
-
-/// From a destination: give me work. The reply may take as long as the database does.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Claim {
-    /// For which organization: they take turns.
-    pub org: OrgId,
-    /// What is wanted; `max_bytes` is decided here.
-    pub ask: Ask,
-    /// Only after the results that were sent before are written: until then their leases would hide
-    /// deliveries that are due.
-    pub after_results: bool,
-    /// How soon.
-    pub urgency: Urgency,
-    /// Claims that its statement may have: fewer after one that failed, until its culprit stands alone.
-    pub max_group_size: usize,
-    /// Gets the [`Granted`].
-    pub reply: Recipient<Granted>,
-}
-
-/// To a destination: what was claimed for it.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Granted {
-    /// What there was.
-    pub reply: ClaimReply<Held>,
-    /// The database's clock and our own at the same moment.
-    pub clock: Option<clock::DbClock>,
-}
-
-/// From a destination: renew these leases, given by their claim times. The reply may take as long as the
-/// database does.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Renew {
-    /// Which.
-    pub leases: Vec<(DeliveryId, DbTime)>,
-    /// A try has failed: they may have been renewed.
-    pub is_uncertain: bool,
-    /// Gets the [`Renewed`].
-    pub reply: Recipient<Renewed>,
-}
-
-/// To a destination: what became of its leases.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Renewed(pub RenewReply);
-
-/// From a destination: write these results. Never lost once sent.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Record(pub Vec<Outcome>);
-
-/// From a destination: remember this about its health.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Remember(pub DestinationId, pub Saved);
-
-/// From a destination: disable it, for this reason.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Disable(pub DestinationId, pub String);
-
-/// From a destination: write an operational event, if that is possible.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Announce(pub OperationalEvent);
-
-/// From the supervisor at shutdown: reply when everything that was sent before is written.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Flush;
-
-/// From the supervisor at shutdown: no claims any more. Those that wait get nothing.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct StopClaims;
 
 /// Asks for the actor's state.
 #[derive(Message)]
@@ -177,7 +98,7 @@ pub struct DbActor {
     waits_for_bytes: bool,
     /// A timer runs after which claiming connections show again that this process lives.
     shows_soon: bool,
-    courtesy: Courtesy,
+    backlog_throttle: BacklogThrottle,
     work: Work,
     last_recorded: usize,
     /// What cannot be done, each by itself.
@@ -208,7 +129,7 @@ impl DbActor {
             claims_stopped: false,
             waits_for_bytes: false,
             shows_soon: false,
-            courtesy: Courtesy::default(),
+            backlog_throttle: BacklogThrottle::default(),
             work: Work::default(),
             last_recorded: 0,
             faults: Faults::default(),
@@ -225,7 +146,7 @@ impl DbActor {
     fn add_results(&mut self, outcomes: Vec<Outcome>) {
         self.results_received += outcomes.len() as u64;
         for mut outcome in outcomes {
-            self.stats.results[tally::result(outcome.change)] += 1;
+            self.stats.results[metrics::result(outcome.change)] += 1;
             if self.work.outcomes.len() >= MAX_RESULTS_WAITING {
                 outcome.response_body = None;
             }
@@ -309,12 +230,6 @@ impl DbActor {
         self.stats.results_locked = self.work.locked.len();
         self.results_done = self.results_received - self.work.outcomes.len() as u64;
         self.claims.written(self.results_done).into_iter().for_each(|claim| self.enqueue(claim));
-    }
-}
-
-impl Granted {
-    fn nothing() -> Granted {
-        Granted { reply: ClaimReply::nothing(), clock: None }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The actors: who sends what to whom.
 //!
 //! ```text
-//!               Hinted, polls, loads                Claim, Renew, Record, Remember, Disable, Announce
+//!               Heard, polls, loads                 Claim, Renew, Record, Remember, Disable, Announce
 //!   listener ───────────────────────▶ Supervisor    ┌─────────────────────────────────────▶ DbActor
 //!                                       │    ▲      │                                          │
 //!            Wake, Reconfigure, Retire  │    │ Stopped                                         │
-//!                                       ▼    │      │                 Granted                  │
+//!                                       ▼    │      │            ClaimDone, Renewed              │
 //!                                     DestinationActor ◀───────────────────────────────────────┘
 //!                                       │    ▲
 //!                                       ▼    │ Finished
@@ -33,16 +33,17 @@ mod faults;
 pub mod jobs;
 pub mod limit;
 mod listen;
+mod messages;
+pub mod metrics;
 mod outage;
-mod outbox;
 mod record_connection;
+mod result_buffer;
 pub mod retention;
+mod start_pacer;
 pub mod supervision;
 pub mod supervisor;
-pub mod tally;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod unusable;
 mod work;
 
@@ -54,10 +55,10 @@ use actix::prelude::*;
 use self::backlogs::Backlogs;
 use self::db::DbActor;
 use self::limit::Limit;
+use self::metrics::Metrics;
 use self::retention::RetentionSnapshot;
 use self::supervision::Supervision;
 use self::supervisor::Supervisor;
-use self::tally::Tallies;
 use crate::config::Config;
 use crate::outbound::{Network, NetworkError};
 use crate::store::{self, ConnectOptions, Pool, StoreError};
@@ -83,7 +84,7 @@ pub struct Shared {
     /// Who is busy with a backlog.
     pub backlogs: Backlogs,
     /// What destinations count.
-    pub tallies: Arc<Tallies>,
+    pub metrics: Arc<Metrics>,
     /// What becomes of whatever panics or freezes.
     pub supervision: Supervision,
     /// What is wrong with this process or its machine, when it was told last.
@@ -198,13 +199,13 @@ impl Dispatcher {
         let ages = config.operations.retention;
         let prune = || retention::Runner::start(supervision.clone(), options.clone(), ages);
         let retention = (!ages.is_off()).then(prune);
-        let tallies = Tallies::new(config.operations.metrics_max_destinations);
+        let metrics = Metrics::new(config.operations.metrics_max_destinations);
         let shared = Arc::new(Shared {
             config,
             network,
             slots,
             backlogs: Backlogs::default(),
-            tallies,
+            metrics,
             supervision: supervision.clone(),
             trouble: Trouble::default(),
         });

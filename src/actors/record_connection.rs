@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::db::{Renew, Renewed};
+use super::messages::{Renew, Renewed};
 use super::work::{Item, Work};
 use crate::clock;
 use crate::dispatch::RenewReply;

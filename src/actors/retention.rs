@@ -11,8 +11,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::metrics::Histogram;
 use super::supervision::{Part, Stop, StopHandle, Supervision};
-use super::tally::Histogram;
 use crate::clock;
 use crate::config::Retention;
 use crate::model::DbTime;

@@ -16,9 +16,10 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::Shared;
-use super::db::{CannotLoad, DbActor, Flush, Refresh, StopClaims, Withdraw};
+use super::db::{CannotLoad, DbActor, Refresh, Withdraw};
 use super::destination::{self, DestinationActor, Handles, Reconfigure, Retire, Stopped, Wake};
-use super::listen::{self, Hinted, Listening};
+use super::listen::{self, Heard};
+use super::messages::{Flush, StopClaims};
 use super::outage::Outage;
 use super::supervision::{ExitGuard, MAX_RESTART_PAUSE, Ping, StopHandle, restart_pause};
 use super::unusable::UnusableDestinations;
@@ -26,7 +27,7 @@ use crate::clock::{self, DbClock};
 use crate::model::{DbTime, Destination, DestinationId};
 use crate::policy::health::Saved;
 use crate::store::destinations::{self, Loaded, Seen, Unusable};
-use crate::store::listener::{Hint, Where};
+use crate::store::listener::{Hint, Scope};
 use crate::store::{self, Pool, StoreError};
 
 /// Pause before the destinations are looked at again after that failed.
@@ -319,10 +320,12 @@ impl Supervisor {
         self.children.remove(&id).inspect(|child| child.addr.do_send(Retire(None))).is_some()
     }
 
-    fn wake(&mut self, place: Where, ctx: &mut Context<Self>) {
-        match place {
-            Where::At(ids) => ids.iter().filter_map(|id| self.children.get(id)).for_each(Child::wake),
-            Where::Everywhere => self.poll(ctx),
+    fn wake(&mut self, scope: Scope, ctx: &mut Context<Self>) {
+        match scope {
+            Scope::Destinations(ids) => {
+                ids.iter().filter_map(|id| self.children.get(id)).for_each(Child::wake)
+            }
+            Scope::All => self.poll(ctx),
         }
     }
 
@@ -375,36 +378,34 @@ impl Actor for Supervisor {
             supervision
                 .watch_arbiter(format!("worker {} of {}", n + 1, self.arbiters.len()), arbiter.handle());
         }
-        self.listening = Some(listen::start(supervision.clone(), self.pool.clone(), ctx.address()));
+        self.listening =
+            Some(listen::start(supervision.clone(), self.pool.clone(), ctx.address().recipient()));
     }
 }
 
-impl Handler<Hinted> for Supervisor {
+impl Handler<Heard> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Hinted(hint): Hinted, ctx: &mut Self::Context) {
-        match hint {
-            Hint::Wake(place) => self.wake(place, ctx),
-            Hint::Config(Where::At(ids)) => {
+    fn handle(&mut self, heard: Heard, ctx: &mut Self::Context) {
+        match heard {
+            Heard::Hint(Hint::Wake(scope)) => self.wake(scope, ctx),
+            Heard::Hint(Hint::Config(Scope::Destinations(ids))) => {
                 self.changed.extend(ids);
                 self.load(ctx);
             }
-            Hint::Config(Where::Everywhere) => self.poll(ctx),
+            Heard::Hint(Hint::Config(Scope::All)) => self.poll(ctx),
+            Heard::Listening(state) => {
+                match (&state, &self.stats.not_listening) {
+                    (Err(why), None) => {
+                        log::warn!("not listening for notifications, polling instead: {why}")
+                    }
+                    (Ok(()), Some(_)) => log::info!("listening for notifications again"),
+                    _ => {}
+                }
+                self.stats.not_listening = state.err();
+                self.db.do_send(Refresh);
+            }
         }
-    }
-}
-
-impl Handler<Listening> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, Listening(state): Listening, _: &mut Self::Context) {
-        match (&state, &self.stats.not_listening) {
-            (Err(why), None) => log::warn!("not listening for notifications, polling instead: {why}"),
-            (Ok(()), Some(_)) => log::info!("listening for notifications again"),
-            _ => {}
-        }
-        self.stats.not_listening = state.err();
-        self.db.do_send(Refresh);
     }
 }
 

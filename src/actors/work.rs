@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::db::Renew;
+use super::messages::Renew;
 use crate::model::{Change, DestinationId, Outcome};
 use crate::policy::health::Saved;
 use crate::store::destinations::OperationalEvent;

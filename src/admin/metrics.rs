@@ -1,7 +1,7 @@
 //! `/metrics`: what the process and its destinations do, in the text format of Prometheus.
 //!
 //! ```text
-//!   tallies (atomics), snapshots of the actors ──┐
+//!   metrics (atomics), snapshots of the actors ──┐
 //!   /proc ───────────────────────────────────────┼──▶ page
 //!   readiness and queues: asked for now and then ┘
 //! ```
@@ -28,10 +28,10 @@ use self::page::Page;
 use super::api::{Problem, is_operator};
 use super::{IsOpen, State};
 use crate::actors::db::DbSnapshot;
+use crate::actors::metrics::{ATTEMPTS as OUTCOMES, Figures, RESULTS, Reading};
 use crate::actors::retention::RetentionSnapshot;
 use crate::actors::supervision::{Part, Supervision};
 use crate::actors::supervisor::SupervisorSnapshot;
-use crate::actors::tally::{Ending, Figures, RESULTS, Reading};
 use crate::actors::{Dispatcher, db, supervisor};
 use crate::model::DestinationId;
 use crate::policy::health::Standing;
@@ -68,7 +68,7 @@ pub(super) async fn metrics(
 }
 
 async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: std::sync::Arc<Measure>) {
-    let reading = dispatcher.shared.tallies.read();
+    let reading = dispatcher.shared.metrics.read();
     let measured = measure.look(dispatcher, &reading).await;
     // An actor that does not answer is told by the readiness; what it would have said is left out.
     let supervisor = dispatcher.supervisor.send(supervisor::Snapshot).await.ok();
@@ -114,7 +114,8 @@ fn requests(page: &mut Page, dispatcher: &Dispatcher, all: &Figures) {
     page.value(&IN_FLIGHT, "", shared.slots.held());
     page.value(&IN_FLIGHT_LIMIT, "", shared.config.max_in_flight);
     page.value(&CONNECTIONS, "", outbound::open_connections());
-    page.values(&ATTEMPTS, Ending::NAMES.map(|(e, name)| (label("outcome", name), all.attempts[e as usize])));
+    let attempts = OUTCOMES.iter().zip(all.attempts);
+    page.values(&ATTEMPTS, attempts.map(|(name, n)| (label("outcome", name), n)));
     page.histograms(&ATTEMPT_DURATION, [("", &all.durations)]);
     page.value(&RETRIES, "", all.retries);
 }
@@ -154,8 +155,8 @@ fn destinations(page: &mut Page, reading: &Reading, measured: &Measured) {
         all.push((format!("destination=\"{OTHER}\",organization=\"{OTHER}\""), None, &reading.rest));
     }
     let attempts = all.iter().flat_map(|(labels, _, figures)| {
-        Ending::NAMES
-            .map(|(ending, name)| (format!("{labels},outcome=\"{name}\""), figures.attempts[ending as usize]))
+        let outcomes = OUTCOMES.iter().zip(figures.attempts);
+        outcomes.map(move |(name, n)| (format!("{labels},outcome=\"{name}\""), n))
     });
     page.values(&DESTINATION_ATTEMPTS, attempts);
     let durations = all.iter().map(|(labels, _, figures)| (labels.as_str(), &figures.durations));

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use actix_http::{HttpService, Request};
 use actix_rt::Arbiter;
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_rt::net::TcpStream;
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt as _, map_config};
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceResponse};
 use actix_web::{Error, HttpResponse};
@@ -106,6 +107,22 @@ where
     Ok((address, ServerHandle(handle)))
 }
 
+/// Serves a new connection, if there is a place for it.
+fn serve_connection<H>(connections: &Rc<Connections>, http: &Rc<H>, stream: TcpStream, peer: SocketAddr)
+where
+    H: Service<(Stream, Option<SocketAddr>), Response = ()> + 'static,
+{
+    // Dropping closes it. Nobody is told: there may be many of them.
+    let Some(slot) = connections.admit(peer) else { return };
+    stream.set_nodelay(true).ok();
+    let stream = Stream::new(stream, Rc::clone(&slot));
+    let http = Rc::clone(http);
+    slot.serve(async move {
+        // What goes wrong on a connection is its client's business.
+        http.call((stream, Some(peer))).await.ok();
+    });
+}
+
 fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
     let socket = match listen {
         SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
@@ -148,7 +165,7 @@ where
             tokio::select! {
                 () = stop.asked() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => connections.accept(&http, stream, peer),
+                    Ok((stream, peer)) => serve_connection(&connections, &http, stream, peer),
                     Err(error) => {
                         log::debug!("a connection to the HTTP server could not be accepted: {error}");
                         connections.make_room(|_| true);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batcher::Leased;
 use super::bisections::Batch;
+use super::lease::Leased;
 use super::machine::{DUE_SLACK, InFlight, Machine, OWN_TROUBLE_REST};
 use super::{Effect, Failed, Moment, Notice};
 use crate::model::{Answer, Attempt, Change, DbTime, Delivery, FailedAttempt, OPERATIONAL_CATEGORY, Outcome};
 use crate::policy::classify::{Verdict, classify, message};
-use crate::policy::retry::{self, Fate, Outage};
+use crate::policy::retry::{self, Outage};
 
 impl<H> Machine<H> {
     /// Takes in what a claim gave: what must not be sent is dead at once, the rest is ready.
@@ -239,17 +239,17 @@ impl<H> Machine<H> {
             now: at.db_now,
             grace: self.rules.outage_grace,
         });
-        match retry::fate(self.rules.retry, delivery.attempts, outage) {
-            Fate::Retry { n } => {
-                let delay = retry::delay(self.rules.retry, n, at.chance, self.rules.max_retry_delay);
-                Change::Failed { delay }
-            }
-            Fate::Dead => Change::Dead { charged: true },
-            Fate::Spared => {
-                self.health.trip(at.db_now, at.chance);
-                Change::Postponed { delay: Duration::ZERO }
-            }
+        let change = retry::after_failure(
+            self.rules.retry,
+            delivery.attempts,
+            outage,
+            at.chance,
+            self.rules.max_retry_delay,
+        );
+        if let Change::Postponed { .. } = change {
+            self.health.trip(at.db_now, at.chance);
         }
+        change
     }
 
     /// Says that the breaker has tripped, and gives a hopeless destination up.

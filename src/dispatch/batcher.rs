@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::RenewReply;
 use super::bisections::{Batch, Bisections};
+use super::lease::Leased;
 use super::rules::{BatchRules, Rules};
-use crate::model::{DbTime, Delivery, DeliveryId};
+use crate::model::{DbTime, DeliveryId};
 
-/// Time that must be left of a lease, besides the timeout of the request, to record the result.
-pub const RECORDING_MARGIN: Duration = Duration::from_secs(5);
 /// A lease is renewed so long before no request could start under it any more.
 const RENEW_BEFORE: Duration = Duration::from_secs(5);
 /// Whoever renews a lease renews those as well that would be next within this time: one statement for many.
@@ -18,39 +17,6 @@ const RENEW_TOGETHER: Duration = Duration::from_secs(2);
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// A batch is sent before it is full when the claim that brings the rest takes longer than this.
 const LONGEST_FILLING: Duration = Duration::from_secs(1);
-
-/// A delivery that is ours until `expires`. `H` is its part of a limit.
-#[derive(Debug)]
-pub struct Leased<H> {
-    /// The delivery and its event.
-    pub delivery: Delivery,
-    /// The event is beyond the limit and was not read.
-    pub too_large: bool,
-    /// Bytes of JSON in a body.
-    pub bytes: usize,
-    /// When the lease ends, by our clock, counted from before the claim was sent.
-    pub expires: Instant,
-    /// Held as long as the delivery is.
-    pub held: H,
-    /// Its lease is being renewed.
-    pub(super) renewing: bool,
-}
-
-impl<H> Leased<H> {
-    /// A delivery that was claimed.
-    pub fn new(delivery: Delivery, too_large: bool, bytes: usize, expires: Instant, held: H) -> Leased<H> {
-        Leased { delivery, too_large, bytes, expires, held, renewing: false }
-    }
-
-    /// The last moment at which a request may start that takes `timeout`.
-    fn starts_by(&self, timeout: Duration) -> Option<Instant> {
-        self.expires.checked_sub(timeout + RECORDING_MARGIN)
-    }
-
-    fn may_start(&self, now: Instant, timeout: Duration) -> bool {
-        !self.renewing && self.starts_by(timeout).is_some_and(|by| now <= by)
-    }
-}
 
 /// Whether there is something to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

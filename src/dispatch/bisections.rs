@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::batcher::Leased;
+use super::lease::Leased;
 
 /// After so many events that were refused alone, with none accepted, the receiver is taken to refuse the rest
 /// of the batch as well.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::batcher::{Batcher, Leased, Next};
+use super::batcher::{Batcher, Next};
 use super::bisections::Batch;
 use super::claim_cursor::{ClaimCursor, ClaimSummary};
 use super::concurrency::Concurrency;
+use super::lease::Leased;
 use super::pace::Pace;
 use super::rate_limit::RateLimit;
 use super::timers::{Due, Timers};

@@ -26,6 +26,7 @@ mod claim_cursor;
 mod concurrency;
 #[cfg(test)]
 mod fixtures;
+mod lease;
 mod machine;
 mod pace;
 mod rate_limit;
@@ -34,9 +35,9 @@ mod timers;
 
 use std::time::{Duration, Instant};
 
-pub use self::batcher::{Leased, RECORDING_MARGIN};
 pub use self::bisections::MAX_LONE_REFUSALS;
 pub use self::claim_cursor::{Claim, Urgency};
+pub use self::lease::{Leased, RECORDING_MARGIN};
 pub use self::machine::Machine;
 pub use self::rules::{BatchRules, Rules};
 use crate::model::{Attempt, DbTime, Delivery, DeliveryId, EventId, Outcome};

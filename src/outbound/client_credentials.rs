@@ -12,9 +12,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 
-use super::auth::{Members, sensitive};
+use super::auth_config::Members;
+use super::endpoint::{self, Endpoint};
+use super::fault::Fault;
+use super::header_rules::{USER_AGENT, sensitive};
 use super::network::Network;
-use super::target::{self, Endpoint, Fault};
 use crate::model::Secret;
 
 /// Bytes of a token at most: tokens with many claims have several thousand.
@@ -73,13 +75,13 @@ impl ClientCredentials {
         let url = network.rules.check_url(members.text("token_url")?).map_err(|refusal| fault(&refusal))?;
         // The destination's own roots and client certificate are for the receiver, which is another host.
         let tls = (url.scheme() == "https").then(|| network.tls());
-        let endpoint = target::endpoint(&url, tls).map_err(|error| fault(&error))?;
+        let endpoint = endpoint::of(&url, tls).map_err(|error| fault(&error))?;
 
         let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, target::host_header(&url).map_err(|error| fault(&error))?);
+        headers.insert(header::HOST, endpoint::host_header(&url).map_err(|error| fault(&error))?);
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(target::USER_AGENT));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         let (id, secret) = (members.text("client_id")?, members.text("client_secret")?);
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "client_credentials");

@@ -22,31 +22,17 @@ use actix_tls::connect::rustls_0_23::TlsConnector;
 use actix_tls::connect::{ConnectError, ConnectInfo, Connection, Host};
 use futures_util::future::LocalBoxFuture;
 
-use super::explain;
+use super::endpoint::{Destined, Endpoint};
+use super::explain::{self, Unconnected};
 use super::lookup::Lookup;
 use super::network::Network;
 use super::phase::{self, Phase};
-use super::target::{Destined, Endpoint};
 use super::tracked_stream::{Stream, TrackedStream};
 use crate::model::OrgId;
-use crate::policy::egress::{Refusal, Rules};
+use crate::policy::egress::Rules;
 
 /// Most addresses of a name that one attempt tries.
 const MAX_ADDRESSES: usize = 4;
-
-/// Why there is no connection, and whose fault that is.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Unconnected {
-    /// The egress rules forbid it.
-    #[error("{0}")]
-    Refused(#[from] Refusal),
-    /// The receiver, its name, its network, its certificate.
-    #[error("{0}")]
-    Theirs(String),
-    /// This process or machine.
-    #[error("{0}")]
-    Ours(String),
-}
 
 /// Opens connections to one endpoint, whatever URL awc mentions. Cheap to clone.
 #[derive(Clone)]

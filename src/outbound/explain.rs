@@ -10,8 +10,22 @@ use actix_http::error::{ParseError, PayloadError};
 use awc::error::{ConnectError, SendRequestError};
 use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
-use super::connector::Unconnected;
 use super::tracked_stream::Ended;
+use crate::policy::egress::Refusal;
+
+/// Why there is no connection, and whose fault that is.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Unconnected {
+    /// The egress rules forbid it.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The receiver, its name, its network, its certificate.
+    #[error("{0}")]
+    Theirs(String),
+    /// This process or machine.
+    #[error("{0}")]
+    Ours(String),
+}
 
 /// Most characters of a message: some errors quote what the receiver sent.
 const MAX_CHARS: usize = 500;

@@ -5,6 +5,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
 use super::client_credentials::Token;
+use super::header_rules::TRACEPARENT;
 use super::{Request, Target};
 use crate::model::Delivery;
 
@@ -14,7 +15,6 @@ const EVENT_TYPE: HeaderName = HeaderName::from_static("posthaste-event-type");
 const DELIVERY_ID: HeaderName = HeaderName::from_static("posthaste-delivery-id");
 const ATTEMPT: HeaderName = HeaderName::from_static("posthaste-attempt");
 const BATCH_SIZE: HeaderName = HeaderName::from_static("posthaste-batch-size");
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What a header cannot carry as it is, and `%` itself, so that decoding is possible.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::LocalBoxFuture;
 
-use super::connector::Unconnected;
-use super::explain;
+use super::explain::{self, Unconnected};
 use super::single_flight::{Answer, SingleFlight};
 use crate::clock;
 use crate::model::OrgId;

@@ -16,11 +16,15 @@
 
 mod answer;
 mod auth;
+mod auth_config;
 mod body;
 mod client_credentials;
 mod connector;
+mod endpoint;
 mod explain;
+mod fault;
 mod fd_exhaustion;
+mod header_rules;
 mod headers;
 mod lookup;
 mod network;
@@ -53,8 +57,9 @@ use crate::clock;
 use crate::model::{Answer, Attempt, DbTime, Delivery};
 
 pub use self::answer::{KEPT_BODY_BYTES, READ_BODY_BYTES};
+pub use self::fault::Fault;
 pub use self::network::{Network, NetworkError};
-pub use self::target::{Fault, Target};
+pub use self::target::Target;
 pub use self::tracked_stream::open_connections;
 
 /// A failure that is noticed so long after the deadline was not noticed in time: this process was stopped, or

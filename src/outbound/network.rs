@@ -7,8 +7,8 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
+use super::fault::Fault;
 use super::lookup::Lookups;
-use super::target::Fault;
 use crate::config::certificates;
 use crate::model::Settings;
 use crate::policy::egress::Rules;

@@ -159,8 +159,8 @@ mod tests {
 
     use super::*;
     use crate::model::OrgId;
+    use crate::outbound::endpoint::{Destined, Endpoint};
     use crate::outbound::lookup::{Lookup, Lookups};
-    use crate::outbound::target::{Destined, Endpoint};
     use crate::policy::egress::Rules;
 
     #[actix_rt::test]

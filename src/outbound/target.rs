@@ -1,72 +1,21 @@
 //! A destination made ready: checked once, so that an attempt has nothing left to parse.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_http::Uri;
 use actix_http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use rustls::ClientConfig;
-use url::Host;
 
-use super::auth::{self, Auth};
+use super::auth::Auth;
 use super::client_credentials::ClientCredentials;
-use super::headers::TRACEPARENT;
+use super::endpoint::{self, Endpoint};
+use super::fault::Fault;
+use super::header_rules::{self, TRACEPARENT, USER_AGENT};
 use super::network::Network;
 use super::redact::Redactor;
-use crate::format::{Format, FormatFault};
+use crate::format::Format;
 use crate::model::{DbTime, Destination, OrgId, Secret, Settings};
-use crate::policy::egress::Refusal;
 use crate::policy::signature::{SignatureFault, Signer};
-
-/// The value of `user-agent` in all requests.
-pub(super) const USER_AGENT: &str = concat!("Posthaste/", env!("CARGO_PKG_VERSION"));
-
-/// What is wrong with a destination as it is written. Says what to do; holds no secret.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// The URL, or where it leads.
-    #[error("{0}")]
-    Url(#[from] Refusal),
-    /// `auth_type`, `auth_config` or one of its members, and what is wrong with it.
-    #[error("{1}")]
-    Auth(String, String),
-    /// A header: where it is written, and what is wrong with it.
-    #[error("{1}")]
-    Header(String, String),
-    /// `signing_secret` and what belongs to it.
-    #[error("{0}")]
-    Signature(#[from] SignatureFault),
-    /// `payload_format` or `format_options`.
-    #[error("{0}")]
-    Format(#[from] FormatFault),
-    /// `tls_ca`, `tls_client_cert` or `tls_client_key`, and what is wrong with it.
-    #[error("{1}")]
-    Tls(&'static str, String),
-    /// Something that this version does not have.
-    #[error("{0} is not available in this version")]
-    NotAvailable(&'static str),
-}
-
-impl Fault {
-    /// Where it is written: a column, or a member of `auth_config` such as `auth_config.token`.
-    pub fn field(&self) -> &str {
-        match self {
-            Fault::Url(_) => "url",
-            Fault::Auth(field, _) | Fault::Header(field, _) => field,
-            Fault::Signature(fault) => match fault {
-                SignatureFault::NotBase64 { which, .. }
-                | SignatureFault::Length { which, .. }
-                | SignatureFault::KeyPair { which } => which,
-                SignatureFault::HexNeedsHmac { .. } | SignatureFault::Scheme(_) => "signature_scheme",
-                SignatureFault::Header => "signature_header",
-            },
-            Fault::Format(FormatFault::Options) => "format_options",
-            Fault::Format(_) => "payload_format",
-            Fault::Tls(field, _) | Fault::NotAvailable(field) => field,
-        }
-    }
-}
 
 /// Everything that an attempt needs to know about its destination.
 pub struct Target {
@@ -86,35 +35,6 @@ pub struct Target {
     pub(super) signature_header: Option<HeaderName>,
     pub(super) format: Format,
     pub(super) timeout: Duration,
-}
-
-/// Where connections go.
-#[derive(Clone)]
-pub(super) struct Endpoint {
-    /// The address as written, or the name to look up.
-    pub(super) host: Destined,
-    pub(super) port: u16,
-    /// Present for `https`.
-    pub(super) tls: Option<Arc<ClientConfig>>,
-    /// What awc is given: see [`super::pool`] for why its scheme is always `http`.
-    pub(super) uri: Uri,
-}
-
-impl Endpoint {
-    /// Host and port as in the URL: what tenants are told that a connection goes to.
-    pub(super) fn peer(&self) -> String {
-        match &self.host {
-            Destined::Literal(addr) => SocketAddr::new(*addr, self.port).to_string(),
-            Destined::Name(name) => format!("{name}:{}", self.port),
-        }
-    }
-}
-
-/// A host of a URL.
-#[derive(Clone, Debug)]
-pub(super) enum Destined {
-    Literal(IpAddr),
-    Name(String),
 }
 
 impl Target {
@@ -137,13 +57,13 @@ impl Target {
             &settings.signature_scheme,
             settings.signature_header.as_deref(),
         )?;
-        let endpoint = endpoint(&url, tls(&url, settings, network)?)?;
+        let endpoint = endpoint::of(&url, tls(&url, settings, network)?)?;
 
         let extra = |detail| Fault::Header("extra_headers".into(), detail);
         let mut headers = HeaderMap::new();
         let auth = Auth::compile(&destination.auth_type, &destination.auth_config, network)?;
         let signature_header = signer.header().map(signature_header).transpose()?;
-        for (name, value) in auth::extra_headers(&settings.extra_headers)? {
+        for (name, value) in header_rules::extra_headers(&settings.extra_headers)? {
             if [signature_header.as_ref(), auth.header_name()].contains(&Some(&name)) {
                 return Err(extra(format!("extra_headers cannot override {name}")));
             }
@@ -162,7 +82,7 @@ impl Target {
             Auth::Token(credentials) => Some(credentials),
         };
         let redactor = redactor(destination, &headers, credentials.as_deref());
-        headers.insert(header::HOST, host_header(&url)?);
+        headers.insert(header::HOST, endpoint::host_header(&url)?);
         // Either kind of body has the same type today; formats where they differ set it with the request.
         let content_type = format.content_type(destination.batch_size > 1);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -264,45 +184,11 @@ fn redactor(
     redactor
 }
 
-/// Where requests to `url` go, which has passed the egress rules; `tls` for `https`.
-pub(super) fn endpoint(url: &url::Url, tls: Option<Arc<ClientConfig>>) -> Result<Endpoint, Fault> {
-    let unusable = |why: &str| Fault::Url(Refusal::Malformed(why.to_owned()));
-    let host = match url.host() {
-        Some(Host::Ipv4(addr)) => Destined::Literal(addr.into()),
-        Some(Host::Ipv6(addr)) => Destined::Literal(addr.into()),
-        Some(Host::Domain(name)) => Destined::Name(name.to_owned()),
-        None => return Err(unusable("it has no host")),
-    };
-    let port = url.port_or_known_default().ok_or_else(|| unusable("it has no port"))?;
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    let uri = Uri::builder()
-        .scheme("http")
-        .authority(format!("{}:{port}", url.host_str().unwrap_or_default()))
-        .path_and_query(path)
-        .build()
-        .map_err(|error| unusable(&error.to_string()))?;
-    Ok(Endpoint { host, port, tls, uri })
-}
-
-/// The value of `host` for `url`.
-pub(super) fn host_header(url: &url::Url) -> Result<HeaderValue, Fault> {
-    let host = url.host_str().unwrap_or_default();
-    let text = match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    HeaderValue::from_str(&text)
-        .map_err(|_| Fault::Url(Refusal::Malformed("its host is no header value".into())))
-}
-
 /// The signature may go where it likes, but not where it would break the request or replace our other
 /// headers.
 fn signature_header(name: &str) -> Result<HeaderName, Fault> {
     let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| SignatureFault::Header)?;
-    if name != crate::policy::signature::STANDARD_HEADER && auth::is_ours(name) {
+    if name != crate::policy::signature::STANDARD_HEADER && header_rules::is_ours(name) {
         let used = format!("signature_header cannot be {name}: it is used by the request itself");
         return Err(Fault::Header("signature_header".into(), used));
     }

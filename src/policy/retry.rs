@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::{DbTime, RetryPolicy};
+use crate::model::{Change, DbTime, RetryPolicy};
 
 /// Share of the delay by which jitter moves it, either way: spreads the retries of a burst.
 pub const JITTER: f64 = 0.2;
@@ -14,20 +14,6 @@ pub fn delay(policy: RetryPolicy, n: u32, chance: f64, longest: Duration) -> Dur
     let doubled = policy.backoff.as_secs_f64() * 2f64.powi(n.saturating_sub(1).min(64) as i32);
     let jittered = doubled * (1.0 - JITTER + 2.0 * JITTER * chance);
     Duration::from_secs_f64(jittered.min(longest.as_secs_f64()))
-}
-
-/// What becomes of a delivery after a charged failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Another attempt, before which retry number `n` (1-based) waits.
-    Retry {
-        /// Which retry it is.
-        n: u32,
-    },
-    /// The retries are used up.
-    Dead,
-    /// The retries are used up, but by an outage: the attempt is not charged, and the breaker trips.
-    Spared,
 }
 
 /// What sparing needs to know about an outage.
@@ -43,16 +29,25 @@ pub struct Outage {
     pub grace: Duration,
 }
 
-/// The fate of a delivery with `attempts` charged attempts when another one fails.
+/// What happens to a delivery with `attempts` charged attempts when another one fails: it waits for its next
+/// retry, is dead, or, where an outage has used its retries up, is spared: due again at once, for when the
+/// breaker lets it through.
 ///
-/// `outage` is `None` when the failure is the event's own: such an event is never spared.
-pub fn fate(policy: RetryPolicy, attempts: u32, outage: Option<Outage>) -> Fate {
+/// `outage` is `None` when the failure is the event's own: such an event is never spared. `chance` is a
+/// random number in 0..1, `longest` the longest delay.
+pub fn after_failure(
+    policy: RetryPolicy,
+    attempts: u32,
+    outage: Option<Outage>,
+    chance: f64,
+    longest: Duration,
+) -> Change {
     if attempts < policy.max {
-        return Fate::Retry { n: attempts + 1 };
+        return Change::Failed { delay: delay(policy, attempts + 1, chance, longest) };
     }
     match outage {
-        Some(outage) if policy.max > 0 && spares(outage) => Fate::Spared,
-        _ => Fate::Dead,
+        Some(outage) if policy.max > 0 && spares(outage) => Change::Postponed { delay: Duration::ZERO },
+        _ => Change::Dead { charged: true },
     }
 }
 
@@ -79,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn fates() {
+    fn a_failed_delivery_is_retried_spared_or_dead() {
         let second = |s| DbTime(s * 1_000_000);
         let outage = |last_success: Option<i64>, now| {
             Some(Outage {
@@ -90,22 +85,25 @@ mod tests {
             })
         };
         let never = RetryPolicy { max: 0, ..POLICY };
+        let retry = |seconds| Change::Failed { delay: Duration::from_secs(seconds) };
+        let spared = Change::Postponed { delay: Duration::ZERO };
+        let dead = Change::Dead { charged: true };
         let table = [
-            ("retries are left", POLICY, 0, outage(None, 101), Fate::Retry { n: 1 }),
-            ("the last retry", POLICY, 2, outage(None, 101), Fate::Retry { n: 3 }),
-            ("nothing ever got through", POLICY, 3, outage(None, 101), Fate::Spared),
-            ("nothing got through since", POLICY, 3, outage(Some(99), 101), Fate::Spared),
-            ("others got through", POLICY, 3, outage(Some(101), 102), Fate::Dead),
-            ("the grace is over", POLICY, 3, outage(None, 100 + 86_400), Fate::Dead),
-            ("the event's own fault", POLICY, 3, None, Fate::Dead),
-            ("no retries wanted", never, 0, outage(None, 101), Fate::Dead),
-            ("reset by the application", POLICY, 17, outage(Some(101), 102), Fate::Dead),
+            ("retries are left", POLICY, 0, outage(None, 101), retry(1)),
+            ("the last retry", POLICY, 2, outage(None, 101), retry(4)),
+            ("nothing ever got through", POLICY, 3, outage(None, 101), spared),
+            ("nothing got through since", POLICY, 3, outage(Some(99), 101), spared),
+            ("others got through", POLICY, 3, outage(Some(101), 102), dead),
+            ("the grace is over", POLICY, 3, outage(None, 100 + 86_400), dead),
+            ("the event's own fault", POLICY, 3, None, dead),
+            ("no retries wanted", never, 0, outage(None, 101), dead),
+            ("reset by the application", POLICY, 17, outage(Some(101), 102), dead),
         ];
         for (case, policy, attempts, outage, expected) in table {
-            assert_eq!(fate(policy, attempts, outage), expected, "{case}");
+            assert_eq!(after_failure(policy, attempts, outage, 0.5, DAY), expected, "{case}");
         }
         let off = Outage { grace: Duration::ZERO, ..outage(None, 100).expect("made above") };
-        assert_eq!(fate(POLICY, 3, Some(off)), Fate::Dead);
+        assert_eq!(after_failure(POLICY, 3, Some(off), 0.5, DAY), dead);
     }
 
     proptest! {

@@ -14,7 +14,7 @@ const INSERT_ORGANIZATION: &str = "INSERT INTO public.organizations (name) VALUE
 /// # Errors
 /// What the database says.
 pub async fn insert_organization(conn: &mut PgConnection, name: &str) -> Result<OrgId, StoreError> {
-    let insert = sqlx::query_scalar::<_, Uuid>(INSERT_ORGANIZATION).bind(name);
+    let insert = schema::query_scalar::<Uuid>(INSERT_ORGANIZATION).bind(name);
     Ok(OrgId(in_time(insert.fetch_one(conn)).await?))
 }
 
@@ -57,7 +57,7 @@ pub async fn insert_destination(
     conn: &mut PgConnection,
     new: &NewDestination,
 ) -> Result<DestinationId, StoreError> {
-    let insert = sqlx::query_scalar::<_, Uuid>(INSERT_DESTINATION)
+    let insert = schema::query_scalar::<Uuid>(INSERT_DESTINATION)
         .bind(new.org.0)
         .bind(&new.name)
         .bind(&new.url)

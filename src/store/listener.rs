@@ -17,20 +17,20 @@ const LIVENESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Where to look again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Where {
-    /// At these destinations.
-    At(Vec<DestinationId>),
-    /// Everywhere.
-    Everywhere,
+pub enum Scope {
+    /// At these.
+    Destinations(Vec<DestinationId>),
+    /// At all of them.
+    All,
 }
 
 /// A hint. It says where to look, never what is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// There may be deliveries.
-    Wake(Where),
+    Wake(Scope),
     /// Destinations or settings may have changed.
-    Config(Where),
+    Config(Scope),
 }
 
 /// A connection that listens.
@@ -63,10 +63,10 @@ impl Listener {
         loop {
             match tokio::time::timeout(LIVENESS_INTERVAL, self.listener.try_recv()).await {
                 Ok(Ok(Some(notification))) => {
-                    let place = parse(notification.payload());
+                    let scope = parse(notification.payload());
                     return Ok(match notification.channel() {
-                        channel if channel.starts_with(CONFIG_CHANNEL) => Hint::Config(place),
-                        _ => Hint::Wake(place),
+                        channel if channel.starts_with(CONFIG_CHANNEL) => Hint::Config(scope),
+                        _ => Hint::Wake(scope),
                     });
                 }
                 Ok(Ok(None)) => return Err(StoreError::Closed),
@@ -81,9 +81,9 @@ impl Listener {
 }
 
 /// A payload is a comma-separated list of destinations; whatever else it is means everywhere.
-fn parse(payload: &str) -> Where {
+fn parse(payload: &str) -> Scope {
     let ids: Result<Vec<_>, _> = payload.split(',').map(|id| id.parse().map(DestinationId)).collect();
-    ids.map_or(Where::Everywhere, Where::At)
+    ids.map_or(Scope::All, Scope::Destinations)
 }
 
 #[cfg(test)]
@@ -94,12 +94,12 @@ mod tests {
 
     #[test]
     fn a_payload_that_is_no_list_of_ids_means_everywhere() {
-        assert_eq!(parse("*"), Where::Everywhere);
-        assert_eq!(parse(""), Where::Everywhere);
+        assert_eq!(parse("*"), Scope::All);
+        assert_eq!(parse(""), Scope::All);
         let id = "67e55044-10b1-426f-9247-bb680e5fe0c8";
         let ids = vec![DestinationId(id.parse().expect("a uuid")); 2];
-        assert_eq!(parse(&format!("{id},{id}")), Where::At(ids));
-        assert_eq!(parse(&format!("{id},x")), Where::Everywhere);
+        assert_eq!(parse(&format!("{id},{id}")), Scope::Destinations(ids));
+        assert_eq!(parse(&format!("{id},x")), Scope::All);
     }
 
     proptest::proptest! {
@@ -110,8 +110,9 @@ mod tests {
         ) {
             let ids: Vec<Uuid> = ids.into_iter().map(Uuid::from_u128).collect();
             let list = ids.iter().map(Uuid::to_string).collect::<Vec<_>>().join(",");
-            proptest::prop_assert_eq!(parse(&list), Where::At(ids.into_iter().map(DestinationId).collect()));
-            proptest::prop_assert_eq!(parse(&format!("{list},{text}-")), Where::Everywhere);
+            let ids: Vec<_> = ids.into_iter().map(DestinationId).collect();
+            proptest::prop_assert_eq!(parse(&list), Scope::Destinations(ids));
+            proptest::prop_assert_eq!(parse(&format!("{list},{text}-")), Scope::All);
         }
     }
 }

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 
-use super::{Claim, DbActor, Granted, MAX_RESULTS_WAITING};
+use super::{DbActor, MAX_RESULTS_WAITING};
 use crate::actors::claim_connection::{ClaimConnection, ClaimResult};
 use crate::actors::claims::Group;
 use crate::actors::limit::Held;
+use crate::actors::messages::{Claim, ClaimDone};
 use crate::clock;
 use crate::dispatch::{ClaimReply, Leased, Urgency};
 use crate::model::{DbTime, DestinationId, Outcome};
-use crate::policy::courtesy::{Courtesy, FEW_ROWS, SMALL};
+use crate::policy::backlog_throttle::{BacklogThrottle, FEW_ROWS, SMALL};
 use crate::store::StoreError;
 use crate::store::deliveries::{Ask, Claimed, Grant, LEASE, MAX_CLAIM_ROWS, MAX_RECORD_ROWS};
 use crate::store::faults::{Kind, Subject};
@@ -98,7 +99,7 @@ impl DbActor {
     pub(super) fn holds_back(&self) -> bool {
         let works = self.claim_outage.cause().is_none() && self.record_outage.cause().is_none();
         let is_free = self.work.locked.is_empty() && !self.claims_stopped;
-        works && is_free && self.courtesy.is_asked(clock::now())
+        works && is_free && self.backlog_throttle.is_asked(clock::now())
     }
 
     /// Whether a statement that claims from backlogs is under way.
@@ -144,7 +145,7 @@ impl DbActor {
             Urgency::New if connection.has_failed() => {
                 // The first one serves all for a while, and tells what is wrong if it fails as well.
                 self.claims.merge();
-                self.courtesy = Courtesy::default();
+                self.backlog_throttle = BacklogThrottle::default();
                 ctx.run_later(SECOND_CONNECTION_REST, |this, _| this.add_second(connection));
             }
             Urgency::New => self.claiming_connections[Urgency::New as usize] = Some(connection),
@@ -194,7 +195,7 @@ impl DbActor {
                     let of = claim.ask.destination;
                     self.cannot_claim(Subject { kind: Kind::Claim, destination: of, delivery: None }, &why);
                     // It looks again at the next poll; until then it holds up nobody.
-                    claim.reply.do_send(Granted::nothing());
+                    claim.reply.do_send(ClaimDone::nothing());
                 }
             }
             ClaimResult::Failed(error) => self.claim_failed(urgency, claims, &error),
@@ -224,7 +225,7 @@ impl DbActor {
         self.claims.took(urgency, took);
         let mut grants: HashMap<DestinationId, Grant> =
             grants.into_iter().map(|grant| (grant.destination, grant)).collect();
-        self.note_courtesy(urgency, &claims, &grants, took, received);
+        self.note_backlog_throttle(urgency, &claims, &grants, took, received);
         for claim in claims {
             let destination = claim.ask.destination;
             let granted = grants.remove(&destination);
@@ -252,12 +253,12 @@ impl DbActor {
             let Grant { more, next_due, reached, now, .. } = grant;
             let reply = ClaimReply { leased, more, next_due, reached, behind };
             let clock = (now != DbTime(0)).then(|| clock::DbClock::new(now, received));
-            claim.reply.do_send(Granted { reply, clock });
+            claim.reply.do_send(ClaimDone { reply, clock });
         }
     }
 
     /// Compares how long something new took to be claimed, unless its own organization has a backlog.
-    fn note_courtesy(
+    fn note_backlog_throttle(
         &mut self,
         urgency: Urgency,
         claims: &[Claim],
@@ -269,13 +270,13 @@ impl DbActor {
             let id = claim.ask.destination;
             // Nobody takes more for a destination that was disabled meanwhile.
             let more = claim.reply.connected() && grants.get(&id).is_some_and(|grant| grant.more);
-            self.courtesy.granted(claim.org, id, more);
+            self.backlog_throttle.granted(claim.org, id, more);
         }
         let rows: usize = grants.values().map(|grant| grant.deliveries.len()).sum();
         let is_new = urgency == Urgency::New && (1..=SMALL).contains(&rows);
-        if is_new && !claims.iter().any(|claim| self.courtesy.has_backlog(claim.org)) {
+        if is_new && !claims.iter().any(|claim| self.backlog_throttle.has_backlog(claim.org)) {
             let beside = self.is_claiming_backlogs() || self.recording.is_none();
-            if self.courtesy.note(took, beside, now) {
+            if self.backlog_throttle.note(took, beside, now) {
                 log::debug!("backlogs hold back for a while: it took {took:?} to claim something new");
             }
         }
@@ -283,12 +284,12 @@ impl DbActor {
 
     pub(super) fn enqueue(&mut self, claim: Claim) {
         if self.faults.holds_back(claim.ask.destination, clock::now()) {
-            return claim.reply.do_send(Granted::nothing());
+            return claim.reply.do_send(ClaimDone::nothing());
         }
         if self.claims_stopped {
             let Claim { ask, reply, .. } = claim;
             log::debug!("destination={} gets nothing more: shutting down", ask.destination);
-            reply.do_send(Granted::nothing());
+            reply.do_send(ClaimDone::nothing());
             return;
         }
         self.claims.push(claim);

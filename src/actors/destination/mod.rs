@@ -19,11 +19,12 @@ use actix_rt::task::JoinHandle;
 
 use self::rules::rules;
 use super::Shared;
-use super::db::{Claim, DbActor, Disable, Granted, Remember, Renew, Renewed};
+use super::db::DbActor;
 use super::limit::{Freed, Held};
-use super::tally::Counting;
-use super::turns::Turn;
-use super::{outbox, turns};
+use super::messages::{Claim, ClaimDone, Disable, Remember, Renew, Renewed};
+use super::metrics::Counting;
+use super::start_pacer::Turn;
+use super::{result_buffer, start_pacer};
 use crate::clock::{self, DbClock};
 use crate::dispatch::{self, Effect, Event, Machine, Moment};
 use crate::model::{Answer, Attempt, DbTime, Destination, DestinationId};
@@ -97,7 +98,7 @@ struct StopGuard {
 
 impl Drop for StopGuard {
     fn drop(&mut self) {
-        outbox::flush();
+        result_buffer::flush();
         self.to.do_send(self.stopped);
     }
 }
@@ -145,7 +146,7 @@ impl DestinationActor {
         let guard = StopGuard { stopped, to: handles.stopped.clone() };
         DestinationActor {
             sender: compile(&destination, &handles.shared),
-            counting: handles.shared.tallies.register(destination.id, destination.org),
+            counting: handles.shared.metrics.register(destination.id, destination.org),
             clock: db_clock,
             machine: Machine::new(rules(&destination, &handles.shared), saved, clock::now()),
             tasks: BTreeMap::new(),
@@ -181,7 +182,7 @@ impl DestinationActor {
         match effect {
             Effect::AcquireSlot => {
                 // A slot that was waited for comes when another request has ended, and needs no turn.
-                if turns::may_start(self.destination.org, || ctx.address().recipient()) {
+                if start_pacer::may_start(self.destination.org, || ctx.address().recipient()) {
                     self.acquire_slot(ctx);
                 }
             }
@@ -197,7 +198,7 @@ impl DestinationActor {
                 let reply = ctx.address().recipient();
                 self.db().do_send(Renew { leases, is_uncertain: false, reply });
             }
-            Effect::Record(outcomes) => outbox::record(&self.handles.db, outcomes),
+            Effect::Record(outcomes) => result_buffer::record(&self.handles.db, outcomes),
             Effect::WakeAt(moment) => self.wake_at(moment, ctx),
             Effect::Remember(saved) => self.db().do_send(Remember(id, saved)),
             Effect::Backlog(has_backlog) => self.handles.shared.backlogs.note(id, has_backlog),
@@ -270,7 +271,7 @@ impl DestinationActor {
 
     /// Whatever it is sent comes after the results from before.
     fn db(&self) -> &Addr<DbActor> {
-        outbox::flush();
+        result_buffer::flush();
         &self.handles.db
     }
 }
@@ -335,10 +336,10 @@ impl Handler<Turn> for DestinationActor {
     }
 }
 
-impl Handler<Granted> for DestinationActor {
+impl Handler<ClaimDone> for DestinationActor {
     type Result = ();
 
-    fn handle(&mut self, Granted { mut reply, clock }: Granted, ctx: &mut Self::Context) {
+    fn handle(&mut self, ClaimDone { mut reply, clock }: ClaimDone, ctx: &mut Self::Context) {
         if let Some(clock) = clock {
             self.clock = clock;
         }

@@ -1,7 +1,7 @@
 //! What becomes known of a destination: log lines, metrics, operational events.
 
 use super::DestinationActor;
-use crate::actors::db::Announce;
+use crate::actors::messages::Announce;
 use crate::clock;
 use crate::dispatch::{Failed, Notice};
 use crate::model::OPERATIONAL_CATEGORY;
@@ -13,7 +13,7 @@ impl DestinationActor {
         let id = self.destination.id;
         match notice {
             Notice::Ended { verdict, duration, is_retry } => {
-                self.counting.attempted(verdict.into(), duration, is_retry);
+                self.counting.attempted(verdict, duration, is_retry);
             }
             Notice::Failed(failed) => self.log_failure(&failed),
             Notice::Dead { delivery, reason, unsent } => {

@@ -247,7 +247,7 @@ async fn rotate(
 #[get("/destinations/{id}/stats")]
 async fn stats(state: web::Data<State>, org: Org, principal: Principal, id: Id) -> Answer {
     let id = DestinationId(id.0);
-    let figures = state.get().map_err(Problem::later)?.shared.tallies.of(id);
+    let figures = state.get().map_err(Problem::later)?.shared.metrics.of(id);
     let mut conn = state.acquire(org.0).await?;
     ok(&destinations::stats(&mut conn, org.0, principal, id, figures.as_ref()).await?)
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use crate::actors::tally::Reading;
+use crate::actors::metrics::Reading;
 use crate::actors::{Dispatcher, Readiness};
 use crate::clock;
 use crate::model::DestinationId;

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 
 use super::Family;
-use crate::actors::tally::{Histogram, STEPS_MICROS};
+use crate::actors::metrics::{Histogram, STEPS_MICROS};
 
 /// A page under construction. Labels are given as they stand between the braces: ids and words of our own, in
 /// which nothing has to be escaped.

@@ -7,12 +7,9 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use actix_rt::net::TcpStream;
-use actix_service::Service;
 use tokio::time::sleep;
 
 use super::ConnectionLimits;
-use super::stream::Stream;
 use crate::clock;
 use crate::model::{KeyId, OrgId};
 
@@ -80,18 +77,13 @@ impl Connections {
         Connections { places, all: RefCell::default(), next: Cell::new(0) }
     }
 
-    /// Serves a new connection, if there is a place for it.
-    pub(super) fn accept<H>(self: &Rc<Self>, http: &Rc<H>, stream: TcpStream, peer: SocketAddr)
-    where
-        H: Service<(Stream, Option<SocketAddr>), Response = ()> + 'static,
-    {
+    /// The slot of a new connection from `peer`, if there is a place for it.
+    pub(super) fn admit(self: &Rc<Self>, peer: SocketAddr) -> Option<Rc<ConnectionSlot>> {
         let address = network_of(peer.ip());
         let is_proxy = self.places.proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
         if !self.has_place_for(address, is_proxy) {
-            // Dropping closes it. Nobody is told: there may be many of them.
-            return;
+            return None;
         }
-        stream.set_nodelay(true).ok();
         let id = self.next.get();
         self.next.set(id + 1);
         let entry = Connection {
@@ -104,25 +96,14 @@ impl Connections {
             task: None,
         };
         self.all.borrow_mut().insert(id, entry);
-        let place = Rc::new(ConnectionSlot {
+        Some(Rc::new(ConnectionSlot {
             id,
             connections: Rc::clone(self),
             reads: Cell::new(true),
             body: Cell::new(None),
             paused: RefCell::new(None),
             begun: Cell::new(0),
-        });
-        let stream = Stream::new(stream, Rc::clone(&place));
-        let http = Rc::clone(http);
-        let task = tokio::task::spawn_local(async move {
-            // It leaves the list however this ends.
-            let _guard = SlotGuard(place);
-            // What goes wrong on a connection is its client's business.
-            http.call((stream, Some(peer))).await.ok();
-        });
-        if let Some(entry) = self.all.borrow_mut().get_mut(&id) {
-            entry.task = Some(task.abort_handle());
-        }
+        }))
     }
 
     /// Makes room for a connection from `address`, if need be and if that is possible.
@@ -211,6 +192,19 @@ pub struct BodyReadGuard(Rc<ConnectionSlot>);
 pub struct WaitGuard(Rc<ConnectionSlot>);
 
 impl ConnectionSlot {
+    /// Serves the connection by `work`, which ends where its place is needed. It leaves the list however that
+    /// ends.
+    pub(super) fn serve(self: Rc<Self>, work: impl Future<Output = ()> + 'static) {
+        let guard = SlotGuard(Rc::clone(&self));
+        let task = tokio::task::spawn_local(async move {
+            let _guard = guard;
+            work.await;
+        });
+        if let Some(entry) = self.connections.all.borrow_mut().get_mut(&self.id) {
+            entry.task = Some(task.abort_handle());
+        }
+    }
+
     /// A request begins; `None`: there are too many of them, from this address or in all.
     pub fn begin(self: &Rc<Self>, kind: Kind, client: IpAddr) -> Option<BusyGuard> {
         self.begun.set(self.begun.get() + 1);

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{unknown, written};
-use crate::actors::tally::Figures;
+use crate::actors::metrics::Figures;
 use crate::manage::{Fault, Principal};
 use crate::model::{DbTime, DestinationId, OrgId};
 use crate::store::Connection;

@@ -472,7 +472,7 @@ pub async fn rotate(
     secret: &Secret,
     overlap_seconds: i64,
 ) -> Result<bool, StoreError> {
-    let query = sqlx::query_scalar::<_, Uuid>(ROTATE)
+    let query = schema::query_scalar::<Uuid>(ROTATE)
         .bind(org.0)
         .bind(id.0)
         .bind(secret.reveal())

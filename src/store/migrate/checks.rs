@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _, query_as, raw_sql};
+use sqlx::{AssertSqlSafe, Connection as _, raw_sql};
 
 use super::catalog::Catalog;
 use super::script::{Makes, Statement};
@@ -41,7 +41,7 @@ pub async fn sayings(
     let mut transaction = conn.begin().await?;
     let made = raw_sql(AssertSqlSafe(script.join(";\n"))).execute(&mut *transaction).await;
     let found: Vec<(String, String, String)> = match made {
-        Ok(_) => query_as(SAYINGS).persistent(false).fetch_all(&mut *transaction).await?,
+        Ok(_) => sqlx::query_as(SAYINGS).persistent(false).fetch_all(&mut *transaction).await?,
         Err(sqlx::Error::Database(_)) => Vec::new(),
         Err(error) => return Err(error),
     };

@@ -39,8 +39,8 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
         if let Some(stranger) = &function.stranger {
             let (name, arguments) = (&function.name, &function.arguments);
             faults.push(format!(
-                "function {schema}.{name}({arguments}) belongs to {stranger}, who could change it at any time: \
-                 drop it"
+                "function {schema}.{name}({arguments}) belongs to {stranger}, who could change it at any \
+                 time: drop it"
             ));
         }
     }
@@ -66,8 +66,9 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
             if !WRITTEN.contains(&column.as_str()) {
                 faults.push(format!(
                     "webhook_deliveries.{column} must have a value and has no default, so that the trigger \
-                     could create no delivery: give it a default, or `ALTER TABLE {schema}.webhook_deliveries \
-                     ALTER COLUMN {column} DROP NOT NULL`, or use --without-fan-out"
+                     could create no delivery: give it a default, or \
+                     `ALTER TABLE {schema}.webhook_deliveries ALTER COLUMN {column} DROP NOT NULL`, or use \
+                     --without-fan-out"
                 ));
             }
         }

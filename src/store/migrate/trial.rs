@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row, query_scalar};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::catalog::Constraint;
 use crate::store::schema;
@@ -284,7 +284,7 @@ async fn asked(
     // The parameter is there in any case.
     let sql = format!("SELECT (a.value)::text FROM ({sql}) AS a (value) WHERE $1::jsonb IS NOT NULL");
     let row = Value::Object(row.clone()).to_string();
-    let asked = query_scalar::<_, Option<String>>(AssertSqlSafe(sql)).bind(row).persistent(false);
+    let asked = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql)).bind(row).persistent(false);
     let refused = match asked.fetch_optional(conn).await {
         Ok(text) => {
             let value = text.flatten().and_then(|text| serde_json::from_str(&text).ok());

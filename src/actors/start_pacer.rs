@@ -21,7 +21,7 @@ const STARTS: usize = 32;
 pub(super) struct Turn;
 
 #[derive(Default)]
-struct Turns {
+struct StartPacer {
     started: usize,
     waiting: FairQueue<Recipient<Turn>>,
     is_turning: bool,
@@ -29,21 +29,21 @@ struct Turns {
 
 thread_local! {
     /// An arbiter is a thread.
-    static TURNS: RefCell<Turns> = RefCell::default();
+    static PACER: RefCell<StartPacer> = RefCell::default();
 }
 
 /// Whether a request may start in this turn; otherwise `waiter` gets a [`Turn`] when it may, organizations
 /// one after the other.
 pub(super) fn may_start(org: OrgId, waiter: impl FnOnce() -> Recipient<Turn>) -> bool {
-    TURNS.with_borrow_mut(|turns| {
-        if !std::mem::replace(&mut turns.is_turning, true) {
+    PACER.with_borrow_mut(|pacer| {
+        if !std::mem::replace(&mut pacer.is_turning, true) {
             actix_rt::spawn(turn());
         }
-        if turns.started >= STARTS {
-            turns.waiting.push(org, waiter());
+        if pacer.started >= STARTS {
+            pacer.waiting.push(org, waiter());
             return false;
         }
-        turns.started += 1;
+        pacer.started += 1;
         true
     })
 }
@@ -53,16 +53,16 @@ async fn turn() {
     loop {
         // Comes back when everything that was ready to run has run, and the sockets have been looked at.
         tokio::task::yield_now().await;
-        let is_quiet = TURNS.with_borrow_mut(|turns| {
-            turns.started = 0;
-            while turns.started < STARTS
-                && let Some((_, waiter)) = turns.waiting.pop(|_| true)
+        let is_quiet = PACER.with_borrow_mut(|pacer| {
+            pacer.started = 0;
+            while pacer.started < STARTS
+                && let Some((_, waiter)) = pacer.waiting.pop(|_| true)
             {
-                turns.started += 1;
+                pacer.started += 1;
                 waiter.do_send(Turn);
             }
-            turns.is_turning = turns.started > 0;
-            !turns.is_turning
+            pacer.is_turning = pacer.started > 0;
+            !pacer.is_turning
         });
         if is_quiet {
             return;

@@ -24,14 +24,14 @@ const FORGETTING: u32 = 64;
 
 /// Whether backlogs hold back.
 #[derive(Debug, Default)]
-pub struct Courtesy {
+pub struct BacklogThrottle {
     /// Of which more was due than their last claim gave them.
     backlogs: HashMap<OrgId, HashSet<DestinationId>>,
     least: Option<Duration>,
     until: Option<Instant>,
 }
 
-impl Courtesy {
+impl BacklogThrottle {
     /// A claim of `destination` was answered; `more` is due than it was given.
     pub fn granted(&mut self, org: OrgId, destination: DestinationId, more: bool) {
         if more {
@@ -79,48 +79,48 @@ mod tests {
     const ORG: OrgId = OrgId(Uuid::from_u128(1));
     const DESTINATION: DestinationId = DestinationId(Uuid::from_u128(2));
 
-    fn beside_a_backlog() -> (Courtesy, Instant) {
-        let mut courtesy = Courtesy::default();
-        courtesy.granted(ORG, DESTINATION, true);
-        (courtesy, Instant::now())
+    fn beside_a_backlog() -> (BacklogThrottle, Instant) {
+        let mut backlog_throttle = BacklogThrottle::default();
+        backlog_throttle.granted(ORG, DESTINATION, true);
+        (backlog_throttle, Instant::now())
     }
 
     #[test]
     fn backlogs_hold_back_for_a_while_after_something_new_was_held_up() {
-        let (mut courtesy, now) = beside_a_backlog();
-        courtesy.note(2 * MS, true, now);
-        assert!(!courtesy.note(5 * MS, true, now), "somewhat slower is not held up");
-        assert!(!courtesy.note(20 * MS, false, now), "nobody was in the way");
-        assert!(!courtesy.is_asked(now));
-        assert!(courtesy.note(20 * MS, true, now), "it begins");
-        assert!(!courtesy.note(20 * MS, true, now), "it goes on");
-        assert!(courtesy.is_asked(now + LASTS - MS) && !courtesy.is_asked(now + LASTS));
+        let (mut backlog_throttle, now) = beside_a_backlog();
+        backlog_throttle.note(2 * MS, true, now);
+        assert!(!backlog_throttle.note(5 * MS, true, now), "somewhat slower is not held up");
+        assert!(!backlog_throttle.note(20 * MS, false, now), "nobody was in the way");
+        assert!(!backlog_throttle.is_asked(now));
+        assert!(backlog_throttle.note(20 * MS, true, now), "it begins");
+        assert!(!backlog_throttle.note(20 * MS, true, now), "it goes on");
+        assert!(backlog_throttle.is_asked(now + LASTS - MS) && !backlog_throttle.is_asked(now + LASTS));
     }
 
     #[test]
     fn a_backlog_ends_with_the_claim_that_leaves_nothing() {
-        let (mut courtesy, now) = beside_a_backlog();
-        courtesy.note(MS, true, now);
-        assert!(courtesy.has_backlog(ORG));
-        courtesy.granted(ORG, DESTINATION, false);
-        assert!(!courtesy.has_backlog(ORG));
-        courtesy.note(20 * MS, true, now);
-        assert!(!courtesy.is_asked(now), "there is none");
+        let (mut backlog_throttle, now) = beside_a_backlog();
+        backlog_throttle.note(MS, true, now);
+        assert!(backlog_throttle.has_backlog(ORG));
+        backlog_throttle.granted(ORG, DESTINATION, false);
+        assert!(!backlog_throttle.has_backlog(ORG));
+        backlog_throttle.note(20 * MS, true, now);
+        assert!(!backlog_throttle.is_asked(now), "there is none");
     }
 
     #[test]
     fn what_is_always_slow_is_not_held_up() {
-        let (mut courtesy, now) = beside_a_backlog();
-        courtesy.note(MS, false, now);
+        let (mut backlog_throttle, now) = beside_a_backlog();
+        backlog_throttle.note(MS, false, now);
         for _ in 0..200 {
-            courtesy.note(10 * MS, true, now);
+            backlog_throttle.note(10 * MS, true, now);
         }
         let later = now + LASTS;
-        courtesy.note(20 * MS, true, later);
-        assert!(!courtesy.is_asked(later));
+        backlog_throttle.note(20 * MS, true, later);
+        assert!(!backlog_throttle.is_asked(later));
         // Once it is fast again, it is known again how fast it can be.
-        courtesy.note(MS, true, later);
-        courtesy.note(20 * MS, true, later);
-        assert!(courtesy.is_asked(later));
+        backlog_throttle.note(MS, true, later);
+        backlog_throttle.note(20 * MS, true, later);
+        assert!(backlog_throttle.is_asked(later));
     }
 }

@@ -1,6 +1,6 @@
 //! What destinations have done and how they are, as counters that anybody may read at any time.
 //!
-//! A [`DestinationActor`](super::destination::DestinationActor) writes to a [`Tally`] of its own, with
+//! A [`DestinationActor`](super::destination::DestinationActor) writes to a [`Counters`] of its own, with
 //! relaxed atomics that no other destination touches: an attempt costs three additions, no lock and no
 //! allocation. The registry is locked when an actor begins or ends, and to be read. Asking ten thousand
 //! actors for a snapshot would wake all of them; this wakes nobody.
@@ -24,41 +24,18 @@ pub const STEPS_MICROS: [u64; 13] = [
     10_000_000, 30_000_000,
 ];
 
-/// How an attempt ended, as labels have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// The receiver took it.
-    Delivered,
-    /// The receiver did not want this event, or not in this batch.
-    Refused,
-    /// The destination failed.
-    Failed,
-    /// The receiver asked for a pause.
-    Paused,
-    /// Our own trouble.
-    OurFault,
-}
+/// How attempts end, as labels have it.
+pub const ATTEMPTS: [&str; 5] = ["delivered", "refused", "failed", "paused", "our_fault"];
 
-impl Ending {
-    /// All of them, with their names in labels.
-    pub const NAMES: [(Ending, &str); 5] = [
-        (Ending::Delivered, "delivered"),
-        (Ending::Refused, "refused"),
-        (Ending::Failed, "failed"),
-        (Ending::Paused, "paused"),
-        (Ending::OurFault, "our_fault"),
-    ];
-}
-
-impl From<Verdict> for Ending {
-    fn from(verdict: Verdict) -> Ending {
-        match verdict {
-            Verdict::Delivered => Ending::Delivered,
-            Verdict::EventFailed | Verdict::Split => Ending::Refused,
-            Verdict::DestinationFailed | Verdict::Gone => Ending::Failed,
-            Verdict::Paused(_) => Ending::Paused,
-            Verdict::OurFault => Ending::OurFault,
-        }
+/// The place of a verdict in [`ATTEMPTS`].
+pub fn attempt(verdict: Verdict) -> usize {
+    match verdict {
+        Verdict::Delivered => 0,
+        // The receiver does not want this event, or not in this batch.
+        Verdict::EventFailed | Verdict::Split => 1,
+        Verdict::DestinationFailed | Verdict::Gone => 2,
+        Verdict::Paused(_) => 3,
+        Verdict::OurFault => 4,
     }
 }
 
@@ -127,8 +104,8 @@ impl AddAssign<&Histogram> for Histogram {
 /// The figures of one destination, or of several.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
-    /// Attempts, by [`Ending`].
-    pub attempts: [u64; Ending::NAMES.len()],
+    /// Attempts, as in [`ATTEMPTS`].
+    pub attempts: [u64; ATTEMPTS.len()],
     /// Attempts whose (first) delivery had been charged with one before.
     pub retries: u64,
     /// How long attempts took.
@@ -159,8 +136,8 @@ impl Figures {
 
 /// What one destination's actor writes.
 #[derive(Debug, Default)]
-struct Tally {
-    attempts: [AtomicU64; Ending::NAMES.len()],
+struct Counters {
+    attempts: [AtomicU64; ATTEMPTS.len()],
     retries: AtomicU64,
     counts: [AtomicU64; STEPS_MICROS.len() + 1],
     micros: AtomicU64,
@@ -168,7 +145,7 @@ struct Tally {
     standing: AtomicU8,
 }
 
-impl Tally {
+impl Counters {
     fn read(&self) -> Figures {
         let read = |count: &AtomicU64| count.load(Relaxed);
         let mut figures = Figures {
@@ -183,8 +160,8 @@ impl Tally {
     }
 }
 
-/// All tallies of the process.
-pub struct Tallies {
+/// All metrics of the process.
+pub struct Metrics {
     /// Destinations that are listed by themselves at most.
     most_listed: usize,
     inner: Mutex<Inner>,
@@ -202,7 +179,7 @@ struct Inner {
 
 struct Entry {
     org: OrgId,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
     /// Decided when it begins and kept: a destination that moved between its own series and the sum of the
     /// rest would make a counter fall.
     listed: bool,
@@ -223,32 +200,32 @@ pub struct Reading {
     pub all: Figures,
 }
 
-impl Tallies {
+impl Metrics {
     /// Without any destination yet; at most `most_listed` will be listed by themselves.
-    pub fn new(most_listed: usize) -> Arc<Tallies> {
-        Arc::new(Tallies { most_listed, inner: Mutex::default() })
+    pub fn new(most_listed: usize) -> Arc<Metrics> {
+        Arc::new(Metrics { most_listed, inner: Mutex::default() })
     }
 
-    /// The tally of a destination, for its actor.
-    pub fn register(self: &Arc<Tallies>, id: DestinationId, org: OrgId) -> Counting {
+    /// The counters of a destination, for its actor.
+    pub fn register(self: &Arc<Metrics>, id: DestinationId, org: OrgId) -> Counting {
         let mut inner = self.inner();
         let listed = inner.listed < self.most_listed;
         let entry = inner.living.entry(id);
         let mut is_new = false;
         let entry = entry.or_insert_with(|| {
             is_new = true;
-            Entry { org, tally: Arc::default(), listed, lives: 0 }
+            Entry { org, counters: Arc::default(), listed, lives: 0 }
         });
         entry.lives += 1;
-        let tally = entry.tally.clone();
+        let counters = entry.counters.clone();
         inner.listed += usize::from(is_new && listed);
         drop(inner);
-        Counting { tallies: self.clone(), id, tally }
+        Counting { metrics: self.clone(), id, counters }
     }
 
     /// Reads that of one destination; `None`: no actor sends to it.
     pub fn of(&self, id: DestinationId) -> Option<Figures> {
-        self.inner().living.get(&id).map(|entry| entry.tally.read())
+        self.inner().living.get(&id).map(|entry| entry.counters.read())
     }
 
     /// Reads all of them.
@@ -256,7 +233,7 @@ impl Tallies {
         let inner = self.inner();
         let mut reading = Reading { rest: inner.gone_unlisted, all: inner.gone, ..Reading::default() };
         for (id, entry) in &inner.living {
-            let figures = entry.tally.read();
+            let figures = entry.counters.read();
             reading.all += &figures;
             if entry.listed {
                 reading.listed.push((*id, entry.org, figures));
@@ -276,42 +253,42 @@ impl Tallies {
     }
 }
 
-/// An actor's hold on its tally; dropping it ends that life of the destination.
+/// An actor's hold on its counters; dropping it ends that life of the destination.
 pub struct Counting {
-    tallies: Arc<Tallies>,
+    metrics: Arc<Metrics>,
     id: DestinationId,
-    tally: Arc<Tally>,
+    counters: Arc<Counters>,
 }
 
 impl Counting {
     /// An attempt has ended.
-    pub fn attempted(&self, ending: Ending, duration: Duration, is_retry: bool) {
+    pub fn attempted(&self, verdict: Verdict, duration: Duration, is_retry: bool) {
         let micros = micros(duration);
-        self.tally.attempts[ending as usize].fetch_add(1, Relaxed);
-        self.tally.counts[step(micros)].fetch_add(1, Relaxed);
-        self.tally.micros.fetch_add(micros, Relaxed);
+        self.counters.attempts[attempt(verdict)].fetch_add(1, Relaxed);
+        self.counters.counts[step(micros)].fetch_add(1, Relaxed);
+        self.counters.micros.fetch_add(micros, Relaxed);
         if is_retry {
-            self.tally.retries.fetch_add(1, Relaxed);
+            self.counters.retries.fetch_add(1, Relaxed);
         }
     }
 
     /// How it stands now.
     pub fn show(&self, in_flight: usize, standing: Standing) {
-        self.tally.in_flight.store(in_flight as u64, Relaxed);
-        self.tally.standing.store(standing as u8, Relaxed);
+        self.counters.in_flight.store(in_flight as u64, Relaxed);
+        self.counters.standing.store(standing as u8, Relaxed);
     }
 }
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        let mut inner = self.tallies.inner();
+        let mut inner = self.metrics.inner();
         let Some(entry) = inner.living.get_mut(&self.id) else { return };
         entry.lives -= 1;
         if entry.lives > 0 {
             return;
         }
         let Some(entry) = inner.living.remove(&self.id) else { return };
-        let figures = entry.tally.read().of_the_past();
+        let figures = entry.counters.read().of_the_past();
         inner.gone += &figures;
         if entry.listed {
             inner.listed -= 1;
@@ -343,48 +320,48 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Attempts in all, of each one listed, and of the rest.
-    fn counts(tallies: &Tallies) -> (u64, Vec<u64>, u64) {
+    fn counts(metrics: &Metrics) -> (u64, Vec<u64>, u64) {
         let sum = |figures: &Figures| figures.attempts.iter().sum::<u64>();
-        let reading = tallies.read();
+        let reading = metrics.read();
         (sum(&reading.all), reading.listed.iter().map(|(.., f)| sum(f)).collect(), sum(&reading.rest))
     }
 
     #[test]
     fn no_sum_falls_when_destinations_go_and_none_moves_between_its_own_series_and_the_rest() {
-        let tallies = Tallies::new(1);
-        let first = tallies.register(id(1), ORG);
-        let second = tallies.register(id(2), ORG);
-        first.attempted(Ending::Delivered, SECOND, false);
+        let metrics = Metrics::new(1);
+        let first = metrics.register(id(1), ORG);
+        let second = metrics.register(id(2), ORG);
+        first.attempted(Verdict::Delivered, SECOND, false);
         for _ in 0..2 {
-            second.attempted(Ending::Failed, SECOND, true);
+            second.attempted(Verdict::DestinationFailed, SECOND, true);
         }
-        assert_eq!(counts(&tallies), (3, vec![1], 2));
+        assert_eq!(counts(&metrics), (3, vec![1], 2));
         drop(first);
-        assert_eq!(counts(&tallies), (3, vec![], 2), "the second one is not listed now either");
-        let third = tallies.register(id(3), ORG);
-        third.attempted(Ending::Paused, SECOND, false);
-        assert_eq!(counts(&tallies), (4, vec![1], 2));
+        assert_eq!(counts(&metrics), (3, vec![], 2), "the second one is not listed now either");
+        let third = metrics.register(id(3), ORG);
+        third.attempted(Verdict::Paused(None), SECOND, false);
+        assert_eq!(counts(&metrics), (4, vec![1], 2));
         drop(second);
-        assert_eq!(counts(&tallies), (4, vec![1], 2));
-        assert!(tallies.read().unlisted.is_empty());
-        assert_eq!(tallies.read().all.retries, 2);
+        assert_eq!(counts(&metrics), (4, vec![1], 2));
+        assert!(metrics.read().unlisted.is_empty());
+        assert_eq!(metrics.read().all.retries, 2);
     }
 
     #[test]
     fn two_lives_of_a_destination_share_one_tally_until_both_have_ended() {
-        let tallies = Tallies::new(10);
-        let old = tallies.register(id(1), ORG);
-        let new = tallies.register(id(1), ORG);
-        old.attempted(Ending::Delivered, SECOND, false);
-        new.attempted(Ending::Delivered, SECOND, false);
+        let metrics = Metrics::new(10);
+        let old = metrics.register(id(1), ORG);
+        let new = metrics.register(id(1), ORG);
+        old.attempted(Verdict::Delivered, SECOND, false);
+        new.attempted(Verdict::Delivered, SECOND, false);
         new.show(3, Standing::Tripped);
-        assert_eq!(counts(&tallies), (2, vec![2], 0));
+        assert_eq!(counts(&metrics), (2, vec![2], 0));
         drop(old);
-        assert_eq!(counts(&tallies), (2, vec![2], 0));
-        assert_eq!((tallies.read().all.in_flight, tallies.read().all.standings), (3, [0, 0, 1]));
+        assert_eq!(counts(&metrics), (2, vec![2], 0));
+        assert_eq!((metrics.read().all.in_flight, metrics.read().all.standings), (3, [0, 0, 1]));
         drop(new);
-        assert_eq!(counts(&tallies), (2, vec![], 0));
-        assert_eq!((tallies.read().all.in_flight, tallies.read().all.standings), (0, [0, 0, 0]));
+        assert_eq!(counts(&metrics), (2, vec![], 0));
+        assert_eq!((metrics.read().all.in_flight, metrics.read().all.standings), (0, [0, 0, 0]));
     }
 
     #[test]
@@ -414,7 +391,6 @@ mod tests {
 
     #[test]
     fn endings_and_standings_are_numbered_as_they_are_named() {
-        assert!(Ending::NAMES.iter().enumerate().all(|(number, (ending, _))| *ending as usize == number));
         assert!(Standing::NAMES.iter().enumerate().all(|(number, (s, _))| *s as usize == number));
     }
 }

@@ -5,29 +5,30 @@ use std::cell::RefCell;
 
 use actix::prelude::*;
 
-use super::db::{DbActor, Record};
+use super::db::DbActor;
+use super::messages::Record;
 use crate::model::Outcome;
 
-struct Outbox {
+struct ResultBuffer {
     to: Addr<DbActor>,
     results: Vec<Outcome>,
 }
 
 thread_local! {
     /// An arbiter is a thread. None while there is nothing to send.
-    static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
+    static RESULT_BUFFER: RefCell<Option<ResultBuffer>> = const { RefCell::new(None) };
 }
 
 /// Sends `results` at the end of this turn, or with the next [`flush`].
 pub(super) fn record(to: &Addr<DbActor>, results: Vec<Outcome>) {
-    let is_first = OUTBOX.with_borrow_mut(|outbox| match outbox {
-        Some(outbox) => {
-            debug_assert!(outbox.to == *to, "a process has one DbActor");
-            outbox.results.extend(results);
+    let is_first = RESULT_BUFFER.with_borrow_mut(|result_buffer| match result_buffer {
+        Some(result_buffer) => {
+            debug_assert!(result_buffer.to == *to, "a process has one DbActor");
+            result_buffer.results.extend(results);
             false
         }
         None => {
-            *outbox = Some(Outbox { to: to.clone(), results });
+            *result_buffer = Some(ResultBuffer { to: to.clone(), results });
             true
         }
     });
@@ -43,7 +44,7 @@ pub(super) fn record(to: &Addr<DbActor>, results: Vec<Outcome>) {
 /// Sends what waits: before anything else that is sent to the [`DbActor`], and before word of an actor's end,
 /// as nobody waits for results after that.
 pub(super) fn flush() {
-    if let Some(Outbox { to, results }) = OUTBOX.take() {
+    if let Some(ResultBuffer { to, results }) = RESULT_BUFFER.take() {
         to.do_send(Record(results));
     }
 }
