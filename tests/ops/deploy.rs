@@ -122,7 +122,7 @@ async fn without_the_right_to_delete_everything_else_works_and_it_is_said() {
     let said = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(check.status.success(), "nothing is lost or delayed by it: {said}");
     for table in ["webhook_deliveries", "posthaste_jobs"] {
-        assert!(said.contains(&format!("GRANT DELETE ON {table} TO {role}")), "{said}");
+        assert!(said.contains(&format!("GRANT DELETE ON public.{table} TO {role}")), "{said}");
     }
     let mut posthaste = Posthaste::serve(&url).await;
     db.events(org, 3).await;
