@@ -168,7 +168,7 @@ pub enum NoAccess {
 /// Whatever the database says.
 pub async fn access(conn: &mut PgConnection) -> Result<Result<(), NoAccess>, sqlx::Error> {
     let (role, may_use, others, is_here): (String, bool, Vec<String>, bool) =
-        query_as(ACCESS).persistent(false).fetch_one(conn).await?;
+        self::query_as(ACCESS).persistent(false).fetch_one(conn).await?;
     let is_chosen = IS_CHOSEN.load(Ordering::Relaxed);
     Ok(match others.into_iter().next() {
         _ if !may_use => Err(NoAccess::Usage(name().to_owned(), role)),
