@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};
 
-use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, fresh_dir, run};
+use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, fresh_dir, run, skip};
 use crate::page::{Page, promtool};
 
 const SERVE: &str = include_str!("../../examples/deploy/grants.sql");
@@ -183,7 +183,7 @@ fn systemd_finds_no_fault_in_the_unit() {
     let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
     std::fs::remove_dir_all(&dir).unwrap();
     let Ok(output) = verified else {
-        return eprintln!("systemd-analyze is missing, so the unit was not verified");
+        return skip("systemd-analyze is missing, which verifies the unit");
     };
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("posthaste.service"), "{said}");
