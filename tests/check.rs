@@ -114,6 +114,19 @@ async fn every_fault_is_found_with_its_remedy() {
         ),
         ("ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY", "CREATE POLICY posthaste_serve"),
         ("REVOKE UPDATE (attempts) ON webhook_deliveries FROM ROLE", "GRANT UPDATE (attempts)"),
+        (
+            "ALTER TABLE webhook_deliveries ALTER next_retry_at TYPE timestamptz",
+            "webhook_deliveries.next_retry_at is timestamp with time zone and should be",
+        ),
+        (
+            "ALTER TABLE activity_logs ALTER payload DROP DEFAULT, ALTER payload TYPE json",
+            "activity_logs.payload is json and should be jsonb",
+        ),
+        (
+            "ALTER TABLE webhook_destinations ALTER batch_size TYPE bigint",
+            "webhook_destinations.batch_size is bigint and should be integer",
+        ),
+        ("ALTER TABLE webhook_deliveries DROP COLUMN response_body", "webhook_deliveries.response_body"),
         ("REVOKE SELECT ON posthaste_migrations FROM ROLE", "GRANT SELECT ON public.posthaste_migrations"),
     ];
     for (harm, remedy) in faults {

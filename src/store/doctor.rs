@@ -3,19 +3,13 @@
 //! Everything is read with the rights and the settings of the role that will run the dispatcher; nothing is
 //! written.
 
-use std::time::{Duration, UNIX_EPOCH};
+mod clocks;
 
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
 
-use super::events::timed_events;
 use super::migrate;
 use crate::store::schema;
-
-/// Clocks that differ by less than this are good enough.
-const SKEW_WARNING: Duration = Duration::from_secs(5);
-/// Receivers refuse signatures that are 5 minutes off; this leaves some for their own clocks.
-const SKEW_FAULT: Duration = Duration::from_secs(240);
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +86,13 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
         }
         Err(error) => return Err(error),
     }
+    let misshapen = migrate::misshapen(conn).await?;
+    if !misshapen.is_empty() {
+        // What else there is to say is said when the tables can be read.
+        let told = |what| fault(what, "until then deliveries may stop, those of everybody");
+        findings.extend(misshapen.into_iter().map(told));
+        return Ok(findings);
+    }
     findings.extend(rights(conn, &NEEDED, fault).await?);
     findings.extend(functions(conn).await?);
     if !findings.is_empty() {
@@ -106,7 +107,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     findings.extend(filters(conn).await?);
     findings.extend(idle(conn).await?);
     findings.extend(faults(conn).await?);
-    findings.extend(time(conn).await?);
+    findings.extend(clocks::examine(conn).await?);
     Ok(findings)
 }
 
@@ -163,8 +164,11 @@ const NEEDED_BESIDES: [(&str, &str); 7] = [
 
 const RIGHTS: &str = "SELECT n.relation, n.privilege, quote_ident(current_user)
     FROM unnest($1::text[], $2::text[]) AS n (relation, privilege)
+        -- a column that is missing is another finding
+        LEFT JOIN pg_attribute a ON a.attrelid = to_regclass('public.' || n.relation) AND NOT a.attisdropped
+            AND a.attname = substring(n.privilege FROM '[(](.*)[)]')
     WHERE NOT CASE WHEN n.privilege LIKE 'UPDATE (%'
-        THEN has_column_privilege('public.' || n.relation, substring(n.privilege FROM '[(](.*)[)]'), 'UPDATE')
+        THEN coalesce(has_column_privilege(a.attrelid, a.attnum, 'UPDATE'), true)
         ELSE has_table_privilege('public.' || n.relation, n.privilege) END";
 
 /// Those of `needed` that are not granted.
@@ -317,7 +321,7 @@ async fn drift(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let drift = migrate::drift(conn).await?;
     let given = |statement: &str| {
         let statement = statement.replace(schema::name(), "");
-        !statement.contains("posthaste_") && !statement.contains("UNIQUE")
+        !["posthaste_", "UNIQUE", "ADD COLUMN"].iter().any(|word| statement.contains(word))
     };
     let mut findings: Vec<Finding> = drift
         .statements
@@ -442,55 +446,4 @@ const IDLE: &str = "SELECT format('settings of destination \"%s\" (%s): %s', d.n
 async fn idle(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let finding = |row: PgRow| warning(row.get::<String, _>(0), "correct posthaste_destination_settings");
     schema::query(IDLE).map(finding).fetch_all(conn).await
-}
-
-// Whose sessions would write local time with now(): a setting of the server, of this database, of a role.
-const ZONES: &str = "WITH zone (what, name) AS (
-        SELECT 'the server', reset_val FROM pg_settings WHERE name = 'TimeZone' AND source <> 'client'
-        UNION ALL
-        SELECT concat_ws(', ', 'database ' || d.datname, 'role ' || r.rolname), split_part(c, '=', 2)
-        FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase
-            LEFT JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c
-        WHERE lower(c) LIKE 'timezone=%' AND s.setdatabase IN (0, (SELECT oid FROM pg_database
-            WHERE datname = current_database())))
-    SELECT what, name FROM zone
-    WHERE lower(name) NOT IN ('utc', 'etc/utc', 'gmt', 'etc/gmt', 'uct', 'etc/uct', 'zulu', 'etc/zulu',
-        'universal',
-        'etc/universal', 'greenwich', 'etc/greenwich', '0')";
-
-const FUTURE: &str = concat!(
-    "SELECT count(*) FROM (SELECT FROM ",
-    timed_events!(),
-    " WHERE o.created_at > timezone('UTC', clock_timestamp()) + interval '1 minute' LIMIT 1000) future"
-);
-
-const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
-
-async fn time(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let mut findings = Vec::new();
-    for row in schema::query(ZONES).fetch_all(&mut *conn).await? {
-        let (what, zone): (&str, &str) = (row.get(0), row.get(1));
-        findings.push(warning(
-            format!("TimeZone of {what} is {zone}: now() writes local time where UTC is meant"),
-            "set TimeZone to UTC there, or have the application write timezone('UTC', now())",
-        ));
-    }
-    let future: i64 = schema::query(FUTURE).fetch_one(&mut *conn).await?.get(0);
-    if future > 0 {
-        let some = if future == 1000 { "at least 1000".into() } else { future.to_string() };
-        findings.push(warning(
-            format!("created_at of {some} events is in the future: somebody writes local time"),
-            "set that role's TimeZone to UTC",
-        ));
-    }
-    let shown: i64 = schema::query(CLOCK).fetch_one(&mut *conn).await?.get(0);
-    let here = crate::clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let skew = here.abs_diff(Duration::from_millis(u64::try_from(shown).unwrap_or(0)));
-    if skew >= SKEW_WARNING {
-        let weight = if skew >= SKEW_FAULT { Weight::Fault } else { Weight::Warning };
-        let what = format!("the clocks of this machine and of the database differ by {} s", skew.as_secs());
-        let remedy = "synchronise both (NTP): receivers refuse signatures that are 5 minutes off".into();
-        findings.push(Finding { weight, what, remedy });
-    }
-    Ok(findings)
 }

@@ -48,6 +48,9 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
         match &statement.makes {
             Makes::Table { name, columns, .. } => {
                 if let Some(table) = catalog.tables.get(*name) {
+                    if !table.ours_to_alter && !super::STAND_INS.contains(name) {
+                        faults.push(format!("{name} belongs to another role: run migrate as its owner"));
+                    }
                     in_table(name, table, columns, &mut faults);
                 }
             }
@@ -71,6 +74,20 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
                      --without-fan-out"
                 ));
             }
+        }
+    }
+    faults
+}
+
+/// What is wrong with tables that were right when they were adopted: somebody has changed or dropped a
+/// column.
+pub fn of_tables(catalog: &Catalog, statements: &[Statement]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for statement in statements {
+        if let Makes::Table { name, columns, .. } = &statement.makes
+            && let Some(table) = catalog.tables.get(*name)
+        {
+            in_table(name, table, columns, &mut faults);
         }
     }
     faults
@@ -108,9 +125,6 @@ fn in_table(name: &str, table: &Table, columns: &[Column], faults: &mut Vec<Stri
     if table.kind != "r" && !partitioned_events {
         faults.push(format!("{name} is not an ordinary table"));
         return;
-    }
-    if !table.ours_to_alter {
-        faults.push(format!("{name} belongs to another role: run migrate as its owner"));
     }
     for column in columns {
         match table.columns.get(column.name) {

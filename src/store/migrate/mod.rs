@@ -195,6 +195,14 @@ pub async fn missing_event_columns(conn: &mut PgConnection) -> Result<Vec<&'stat
     Ok(tables.flatten().map(|c| c.name).filter(|name| !found.iter().any(|f| f == name)).collect())
 }
 
+/// Columns that somebody has changed or dropped since the tables were adopted, each with its remedy.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn misshapen(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    Ok(faults::of_tables(&Catalog::read(conn).await?, &script::statements()))
+}
+
 /// How the database differs from what it should be.
 #[derive(Debug, Default)]
 pub struct Drift {
