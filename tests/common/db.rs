@@ -111,8 +111,8 @@ impl Db {
         (role, url)
     }
 
-    /// Runs a file for psql that gives rights to a role: `:"role"` stands for its name, and what begins with a
-    /// backslash is for psql alone.
+    /// Runs a file for psql that gives rights to a role: `:"role"` stands for its name, and what begins with
+    /// a backslash is for psql alone.
     pub async fn grant(&self, grants: &str, role: &str) {
         let sql: Vec<&str> = grants.lines().filter(|line| !line.starts_with('\\')).collect();
         let sql = sql.join("\n").replace(":\"role\"", role);
