@@ -4,6 +4,7 @@
 //! the database is.
 
 use std::fs::{self, File};
+use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use crate::{Page, page, root};
 
 /// The line that a reader changes.
 const PLACE: &str = "export DATABASE_URL=postgres://app_owner:change-me@localhost/app";
+/// Where the receiver listens.
+const RECEIVER: (&str, u16) = ("127.0.0.1", 9000);
 /// Ends what a block has printed.
 const END: &str = "--- end of block";
 
@@ -37,9 +40,10 @@ async fn walk(page: &Page) {
     let port = std::env::temp_dir().join("posthaste-tests-port-9000");
     let port = File::options().create(true).truncate(false).write(true).open(port).unwrap();
     port.lock().unwrap();
+    eventually("the receiver of another test is gone", async || TcpStream::connect(RECEIVER).is_err()).await;
     let place = Place::new();
     let reader = Reader::start(&place, &script(page, &place));
-    reader.end().await;
+    reader.end(&place).await;
 
     let printed = fs::read_to_string(place.dir.join("printed")).unwrap();
     let received = fs::read_to_string(place.dir.join("receiver.out")).unwrap();
@@ -105,9 +109,11 @@ impl Place {
         let admin = other_superuser(&server);
         let sudo =
             format!("[ \"$1 $2 $3\" = '-u postgres psql' ]\nshift 3\nexec psql '{}' \"$@\"", admin.reveal());
-        // A busy machine is slower than a reader's.
-        let sleep = "exec /bin/sleep $(($1 * 4))";
-        for (name, body) in [("cargo", "exit 0"), ("sudo", &sudo), ("sleep", sleep)] {
+        // A busy machine is slower than a reader's: here the time is over when everything has arrived.
+        let open = "SELECT count(*) FROM webhook_deliveries WHERE status <> 'delivered'";
+        let open = format!("[ \"$(psql \"$DATABASE_URL\" -Atc \"{open}\")\" = 0 ]");
+        let sleep = format!("until {open}; do command -p sleep 0.1; done");
+        for (name, body) in [("cargo", "exit 0"), ("sudo", &sudo), ("sleep", &sleep)] {
             let path = dir.join("bin").join(name);
             fs::write(&path, format!("#!/bin/sh\nset -e\n{body}\n")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -150,22 +156,22 @@ impl Reader {
     }
 
     /// Waits for its end.
-    async fn end(mut self) {
+    async fn end(mut self, place: &Place) {
         let mut status = None;
         eventually("every command of the page has ended", async || {
             status = self.0.try_wait().unwrap();
             status.is_some()
         })
         .await;
-        let printed = self.0.id();
-        assert!(status.unwrap().success(), "a command of the page failed (process {printed})");
+        let printed = fs::read_to_string(place.dir.join("printed")).unwrap();
+        assert!(status.unwrap().success(), "a command of the page failed:\n{printed}");
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         let group = Pid::from_raw(self.0.id().cast_signed()).unwrap();
-        kill_process_group(group, Signal::TERM).ok();
+        kill_process_group(group, Signal::KILL).ok();
         self.0.wait().ok();
     }
 }
