@@ -24,7 +24,7 @@ CREATE TABLE public.employees (
     updated_at timestamp without time zone DEFAULT now() NOT NULL
 );
 ALTER TABLE public.employees ADD CONSTRAINT employees_pkey PRIMARY KEY (id);
-ALTER TABLE public.employees ADD CONSTRAINT employees_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations(id) ON DELETE CASCADE;
+ALTER TABLE public.employees ADD CONSTRAINT employees_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
 
 CREATE TABLE public.activity_logs (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -40,8 +40,8 @@ CREATE TABLE public.activity_logs (
     created_at timestamp without time zone DEFAULT now() NOT NULL
 );
 ALTER TABLE public.activity_logs ADD CONSTRAINT activity_logs_pkey PRIMARY KEY (id);
-ALTER TABLE public.activity_logs ADD CONSTRAINT activity_logs_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations(id) ON DELETE CASCADE;
-ALTER TABLE public.activity_logs ADD CONSTRAINT activity_logs_employee_id_fkey FOREIGN KEY (employee_id) REFERENCES employees(id) ON DELETE SET NULL;
+ALTER TABLE public.activity_logs ADD CONSTRAINT activity_logs_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+ALTER TABLE public.activity_logs ADD CONSTRAINT activity_logs_employee_id_fkey FOREIGN KEY (employee_id) REFERENCES public.employees(id) ON DELETE SET NULL;
 CREATE INDEX idx_activity_logs_org_id ON public.activity_logs USING btree (org_id);
 CREATE INDEX idx_activity_logs_employee_id ON public.activity_logs USING btree (employee_id);
 CREATE INDEX idx_activity_logs_session_id ON public.activity_logs USING btree (session_id) WHERE (session_id IS NOT NULL);
@@ -72,8 +72,8 @@ CREATE TABLE public.webhook_destinations (
 );
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_pkey PRIMARY KEY (id);
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_org_id_name_key UNIQUE (org_id, name);
-ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations(id) ON DELETE CASCADE;
-ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_created_by_fkey FOREIGN KEY (created_by) REFERENCES employees(id) ON DELETE SET NULL;
+ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_created_by_fkey FOREIGN KEY (created_by) REFERENCES public.employees(id) ON DELETE SET NULL;
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_auth_type_check CHECK ((auth_type IN ('none', 'bearer', 'header', 'basic', 'oauth2')));
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_batch_size_check CHECK (((batch_size >= 1) AND (batch_size <= 100)));
 ALTER TABLE public.webhook_destinations ADD CONSTRAINT webhook_destinations_timeout_ms_check CHECK (((timeout_ms >= 1000) AND (timeout_ms <= 30000)));
@@ -101,8 +101,8 @@ CREATE TABLE public.webhook_deliveries (
 ) WITH (fillfactor = 38);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_log_id_key UNIQUE (destination_id, log_id);
-ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
-ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_log_id_fkey FOREIGN KEY (log_id) REFERENCES activity_logs(id) ON DELETE CASCADE;
+ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES public.webhook_destinations(id) ON DELETE CASCADE;
+ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_log_id_fkey FOREIGN KEY (log_id) REFERENCES public.activity_logs(id) ON DELETE CASCADE;
 ALTER TABLE public.webhook_deliveries ADD CONSTRAINT webhook_deliveries_status_check CHECK ((status IN ('pending', 'delivered', 'failed', 'dead')));
 CREATE INDEX idx_webhook_deliveries_pending ON public.webhook_deliveries USING btree (status, next_retry_at) WHERE (status IN ('pending', 'failed'));
 CREATE INDEX idx_webhook_deliveries_destination ON public.webhook_deliveries USING btree (destination_id);

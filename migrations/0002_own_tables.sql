@@ -41,7 +41,7 @@ CREATE TABLE public.posthaste_destination_settings (
     tls_ca text
 );
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_pkey PRIMARY KEY (destination_id);
-ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
+ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES public.webhook_destinations(id) ON DELETE CASCADE;
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_payload_format_check CHECK (payload_format IN ('standard', 'flat', 'ndjson', 'cloudevents', 'cloudevents_binary', 'splunk_hec', 'datadog', 'elastic_bulk', 'slack', 'teams', 'pagerduty'));
 ALTER TABLE public.posthaste_destination_settings ADD CONSTRAINT posthaste_destination_settings_format_options_check CHECK (jsonb_typeof(format_options) = 'object');
 -- NaN sorts above Infinity, so that one comparison keeps out both.
@@ -83,6 +83,15 @@ ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destinat
 ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destination_state_disabled_at_check CHECK (isfinite(disabled_at));
 ALTER TABLE public.posthaste_destination_state ADD CONSTRAINT posthaste_destination_state_disabled_reason_check CHECK (disabled_reason <> '');
 
+-- Written by a trigger when a destination is enabled: since when it had been disabled, if that was known.
+CREATE TABLE public.posthaste_disabled_periods (
+    destination_id uuid NOT NULL,
+    disabled_at timestamp without time zone,
+    enabled_at timestamp without time zone NOT NULL
+);
+ALTER TABLE public.posthaste_disabled_periods ADD CONSTRAINT posthaste_disabled_periods_pkey PRIMARY KEY (destination_id);
+ALTER TABLE public.posthaste_disabled_periods ADD CONSTRAINT posthaste_disabled_periods_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES public.webhook_destinations(id) ON DELETE CASCADE;
+
 -- Failed attempts. Looked up by delivery only, so that one index serves the lookup, the order and the
 -- cascade.
 CREATE TABLE public.posthaste_attempts (
@@ -95,7 +104,7 @@ CREATE TABLE public.posthaste_attempts (
     error_message text,
     charged boolean NOT NULL
 );
-ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_delivery_id_fkey FOREIGN KEY (delivery_id) REFERENCES webhook_deliveries(id) ON DELETE CASCADE;
+ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_delivery_id_fkey FOREIGN KEY (delivery_id) REFERENCES public.webhook_deliveries(id) ON DELETE CASCADE;
 ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_attempt_check CHECK (attempt >= 1);
 ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_started_at_check CHECK (isfinite(started_at));
 ALTER TABLE public.posthaste_attempts ADD CONSTRAINT posthaste_attempts_duration_ms_check CHECK (duration_ms >= 0);

@@ -535,15 +535,30 @@ BEGIN
 END
 $$;
 
--- Enabling a destination is a fresh start; deleting it leaves nothing behind.
+-- Enabling a destination is a fresh start; deleting it leaves nothing behind. Whoever disables it, the time is
+-- known.
 CREATE OR REPLACE FUNCTION public.posthaste_forget_state() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    moment timestamp := timezone('UTC', clock_timestamp());
 BEGIN
     IF TG_RELID <> 'public.webhook_destinations'::regclass THEN
         RAISE EXCEPTION 'posthaste_forget_state is a trigger of webhook_destinations only'
             USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF TG_OP = 'UPDATE' AND NEW.enabled IS FALSE THEN
+        INSERT INTO public.posthaste_destination_state AS s (destination_id, disabled_at) VALUES (OLD.id, moment)
+        ON CONFLICT (destination_id) DO UPDATE SET disabled_at = coalesce(s.disabled_at, excluded.disabled_at);
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        INSERT INTO public.posthaste_disabled_periods AS p (destination_id, disabled_at, enabled_at)
+        VALUES (OLD.id, (SELECT s.disabled_at FROM public.posthaste_destination_state s
+            WHERE s.destination_id = OLD.id), moment)
+        ON CONFLICT (destination_id) DO UPDATE SET disabled_at = excluded.disabled_at,
+            enabled_at = excluded.enabled_at;
     END IF;
     DELETE FROM public.posthaste_destination_state s WHERE s.destination_id = OLD.id;
     RETURN NULL;
@@ -556,7 +571,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF TG_RELID <> 'public.webhook_destinations'::regclass THEN
+    -- by name: looking the table up would need USAGE on its schema
+    IF TG_TABLE_SCHEMA <> 'public' OR TG_TABLE_NAME <> 'webhook_destinations' THEN
         RAISE EXCEPTION 'posthaste_destinations_changed is a trigger of webhook_destinations only'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -575,7 +591,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF TG_RELID <> 'public.posthaste_destination_settings'::regclass THEN
+    -- by name: looking the table up would need USAGE on its schema
+    IF TG_TABLE_SCHEMA <> 'public' OR TG_TABLE_NAME <> 'posthaste_destination_settings' THEN
         RAISE EXCEPTION 'posthaste_settings_changed is a trigger of posthaste_destination_settings only'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -589,17 +606,17 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER posthaste_refuse_bad_filter BEFORE INSERT OR UPDATE OF org_id, event_types, event_filter, enabled ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION posthaste_refuse_bad_filter();
-CREATE TRIGGER posthaste_enabled AFTER UPDATE ON public.webhook_destinations FOR EACH ROW WHEN (((new.enabled IS NOT FALSE) AND (old.enabled IS FALSE))) EXECUTE FUNCTION posthaste_forget_state();
-CREATE TRIGGER posthaste_deleted AFTER DELETE ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION posthaste_forget_state();
+CREATE TRIGGER posthaste_refuse_bad_filter BEFORE INSERT OR UPDATE OF org_id, event_types, event_filter, enabled ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION public.posthaste_refuse_bad_filter();
+CREATE TRIGGER posthaste_enabled AFTER UPDATE ON public.webhook_destinations FOR EACH ROW WHEN (((new.enabled IS FALSE) IS DISTINCT FROM (old.enabled IS FALSE))) EXECUTE FUNCTION public.posthaste_forget_state();
+CREATE TRIGGER posthaste_deleted AFTER DELETE ON public.webhook_destinations FOR EACH ROW EXECUTE FUNCTION public.posthaste_forget_state();
 
 -- These six only with notifications.
-CREATE TRIGGER posthaste_inserted_notify AFTER INSERT ON public.webhook_destinations REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_destinations_changed();
-CREATE TRIGGER posthaste_updated_notify AFTER UPDATE ON public.webhook_destinations REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_destinations_changed();
-CREATE TRIGGER posthaste_deleted_notify AFTER DELETE ON public.webhook_destinations REFERENCING OLD TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_destinations_changed();
-CREATE TRIGGER posthaste_inserted_notify AFTER INSERT ON public.posthaste_destination_settings REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_settings_changed();
-CREATE TRIGGER posthaste_updated_notify AFTER UPDATE ON public.posthaste_destination_settings REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_settings_changed();
-CREATE TRIGGER posthaste_deleted_notify AFTER DELETE ON public.posthaste_destination_settings REFERENCING OLD TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION posthaste_settings_changed();
+CREATE TRIGGER posthaste_inserted_notify AFTER INSERT ON public.webhook_destinations REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_destinations_changed();
+CREATE TRIGGER posthaste_updated_notify AFTER UPDATE ON public.webhook_destinations REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_destinations_changed();
+CREATE TRIGGER posthaste_deleted_notify AFTER DELETE ON public.webhook_destinations REFERENCING OLD TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_destinations_changed();
+CREATE TRIGGER posthaste_inserted_notify AFTER INSERT ON public.posthaste_destination_settings REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_settings_changed();
+CREATE TRIGGER posthaste_updated_notify AFTER UPDATE ON public.posthaste_destination_settings REFERENCING NEW TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_settings_changed();
+CREATE TRIGGER posthaste_deleted_notify AFTER DELETE ON public.posthaste_destination_settings REFERENCING OLD TABLE AS posthaste_changed FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_settings_changed();
 
 -- Last, because from here on deliveries are created. The argument is 'quiet' without notifications.
-CREATE TRIGGER posthaste_fan_out AFTER INSERT ON public.activity_logs REFERENCING NEW TABLE AS posthaste_new FOR EACH STATEMENT EXECUTE FUNCTION posthaste_fan_out('notify');
+CREATE TRIGGER posthaste_fan_out AFTER INSERT ON public.activity_logs REFERENCING NEW TABLE AS posthaste_new FOR EACH STATEMENT EXECUTE FUNCTION public.posthaste_fan_out('notify');

@@ -26,7 +26,7 @@ CREATE TABLE public.posthaste_jobs (
     updated_at timestamp without time zone NOT NULL
 );
 ALTER TABLE public.posthaste_jobs ADD CONSTRAINT posthaste_jobs_pkey PRIMARY KEY (id);
-ALTER TABLE public.posthaste_jobs ADD CONSTRAINT posthaste_jobs_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
+ALTER TABLE public.posthaste_jobs ADD CONSTRAINT posthaste_jobs_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES public.webhook_destinations(id) ON DELETE CASCADE;
 ALTER TABLE public.posthaste_jobs ADD CONSTRAINT posthaste_jobs_kind_check CHECK (kind IN ('replay', 'backfill'));
 ALTER TABLE public.posthaste_jobs ADD CONSTRAINT posthaste_jobs_state_check CHECK (state IN ('running', 'done', 'cancelled', 'failed'));
 -- A pending delivery is queued already.

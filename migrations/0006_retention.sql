@@ -7,7 +7,7 @@ CREATE TABLE public.posthaste_retention (
     pruned_until timestamp without time zone NOT NULL
 );
 ALTER TABLE public.posthaste_retention ADD CONSTRAINT posthaste_retention_pkey PRIMARY KEY (destination_id);
-ALTER TABLE public.posthaste_retention ADD CONSTRAINT posthaste_retention_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES webhook_destinations(id) ON DELETE CASCADE;
+ALTER TABLE public.posthaste_retention ADD CONSTRAINT posthaste_retention_destination_id_fkey FOREIGN KEY (destination_id) REFERENCES public.webhook_destinations(id) ON DELETE CASCADE;
 
 -- New entries go to the right end, old ones leave from the left one: neither costs much. A claim writes none
 -- of these columns, so it stays free of index entries (HOT); last_attempt_at must never stand here.

@@ -15,7 +15,7 @@ CREATE TABLE public.posthaste_api_keys (
 );
 ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_pkey PRIMARY KEY (id);
 ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_prefix_key UNIQUE (prefix);
-ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations(id) ON DELETE CASCADE;
+ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
 ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_role_check CHECK (role IN ('read', 'write'));
 ALTER TABLE public.posthaste_api_keys ADD CONSTRAINT posthaste_api_keys_name_check CHECK (char_length(name) BETWEEN 1 AND 100);
 -- Of SHA-256.

@@ -114,7 +114,7 @@ async fn every_fault_is_found_with_its_remedy() {
         ),
         ("ALTER TABLE webhook_deliveries ENABLE ROW LEVEL SECURITY", "CREATE POLICY posthaste_serve"),
         ("REVOKE UPDATE (attempts) ON webhook_deliveries FROM ROLE", "GRANT UPDATE (attempts)"),
-        ("REVOKE SELECT ON posthaste_migrations FROM ROLE", "GRANT SELECT ON posthaste_migrations"),
+        ("REVOKE SELECT ON posthaste_migrations FROM ROLE", "GRANT SELECT ON public.posthaste_migrations"),
     ];
     for (harm, remedy) in faults {
         let db = Db::new().await;
@@ -146,6 +146,31 @@ async fn what_is_merely_odd_is_a_warning() {
             "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET TimeZone = ''Europe/Berlin''',
             current_database()); END $$",
             "is Europe/Berlin",
+        ),
+        (
+            "INSERT INTO posthaste_destination_state
+                (destination_id, tripped_at, failing_since, next_probe_at)
+             SELECT id, now() - interval '1 h', now() - interval '2 h', now() + interval '1 d'
+             FROM webhook_destinations",
+            "is tripped since",
+        ),
+        (
+            "INSERT INTO posthaste_destination_state (destination_id, disabled_at, disabled_reason)
+             SELECT id, now(), 'the receiver answered 410' FROM webhook_destinations;
+             UPDATE webhook_destinations SET enabled = false",
+            "the receiver answered 410",
+        ),
+        (
+            "INSERT INTO activity_logs (org_id, event_type, event_category) SELECT id, 'a', 'c'
+             FROM organizations;
+             UPDATE webhook_deliveries SET created_at = timezone('UTC', now()) - interval '2 h'",
+            "has deliveries that wait since",
+        ),
+        (
+            "INSERT INTO activity_logs (org_id, event_type, event_category) SELECT id, 'a', 'c'
+             FROM organizations, generate_series(1, 3);
+             UPDATE webhook_deliveries SET status = 'dead', last_attempt_at = timezone('UTC', now())",
+            "has 3 deliveries that died in the last day",
         ),
     ];
     for (oddity, finding) in oddities {

@@ -37,7 +37,7 @@ const BANS: [(&str, &[&str]); 16] = [
     ("SystemTime::now", &["clock.rs"]),
     ("sqlx", &["store/"]),
     // Statements name the schema by way of `store::schema`; elsewhere they name none or do so themselves.
-    ("sqlx::query(", &["store/schema.rs", "store/database.rs"]),
+    ("sqlx::query(", &["store/schema.rs", "store/database.rs", "store/deliveries/claim.rs"]),
     ("sqlx::query_as", &["store/schema.rs", "store/migrate/checks.rs"]),
     ("sqlx::query_scalar", &["store/schema.rs", "store/migrate/trial.rs"]),
     ("awc", &["outbound/"]),
@@ -96,6 +96,7 @@ fn siblings_use_each_other_in_one_direction() {
 #[test]
 fn what_is_banned_stands_only_where_it_may() {
     hold(sources("src"), banned_words);
+    hold(sources("src"), unqualified_queries);
 }
 
 #[test]
@@ -148,6 +149,10 @@ fn the_rules_find_what_they_are_for() {
     assert_eq!(ban("actors/db.rs", "let c = '\"'; unsafe {} // unsafe"), 1);
     assert_eq!(ban("outbound/network.rs", "config.dangerous().set_certificate_verifier(x);"), 1);
     assert_eq!(ban("actors/db.rs", "let s = r#\"a \" unsafe\"#; let t = \"\\\" unsafe\"; fn f<'a>() {}"), 0);
+
+    let bare = |text: &str| unqualified_queries(&source("store/keys.rs", text)).len();
+    assert_eq!(bare("use sqlx::query;\nlet a = query(SQL); let b = query_as::<A>(SQL);"), 2);
+    assert_eq!(bare("let a = schema::query(SQL); fn query(sql: &str) {} url.query();"), 0);
 
     let long = |text: &str| too_long(&source("x.rs", text)).len();
     assert_eq!(long(&"\n".repeat(MAX_FILE_LINES + 1)), 1);
@@ -285,6 +290,20 @@ fn banned_words(source: &Source) -> Vec<String> {
     let banned = BANS.iter().filter(|(_, places)| !places.iter().any(|place| source.path.starts_with(place)));
     let words = banned.map(|(word, _)| *word).chain(IMPURE.into_iter().filter(|_| pure));
     words.filter(|word| has_word(&code, word)).map(|word| format!("{word} is banned here")).collect()
+}
+
+/// Statements that do not say where they come from: only by its path it can be seen that `store::schema` has
+/// put the schema in.
+fn unqualified_queries(source: &Source) -> Vec<String> {
+    let code = code_of(source);
+    let is_part = |c: char| c.is_alphanumeric() || "_.:".contains(c);
+    let calls = ["query(", "query_as(", "query_scalar(", "query_as::<", "query_scalar::<"];
+    let bare = calls.iter().flat_map(|call| code.match_indices(call)).filter(|(at, _)| {
+        let before = &code[..*at];
+        !before.ends_with(is_part) && !before.ends_with("fn ")
+    });
+    let is_there = source.path.starts_with("store/");
+    bare.filter(|_| is_there).map(|(_, call)| format!("{call} without its path")).collect()
 }
 
 /// Whether `word` stands in `code` as a word of its own.

@@ -39,6 +39,9 @@ GRANT SELECT, INSERT ON public.posthaste_attempts TO :"role";
 GRANT DELETE ON public.webhook_deliveries, public.posthaste_attempts, public.posthaste_jobs TO :"role";
 GRANT SELECT, INSERT, UPDATE ON public.posthaste_retention TO :"role";
 
+-- Why an event has no delivery.
+GRANT SELECT ON public.posthaste_disabled_periods TO :"role";
+
 -- Whether everything has been migrated.
 GRANT SELECT ON public.posthaste_migrations, public.posthaste_options TO :"role";
 

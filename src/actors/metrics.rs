@@ -312,6 +312,31 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn each_verdict_and_change_has_its_label() {
+        let later = Duration::ZERO;
+        for (verdict, label) in [
+            (Verdict::Delivered, "delivered"),
+            (Verdict::EventFailed, "refused"),
+            (Verdict::Split, "refused"),
+            (Verdict::DestinationFailed, "failed"),
+            (Verdict::Gone, "failed"),
+            (Verdict::Paused(None), "paused"),
+            (Verdict::OurFault, "our_fault"),
+        ] {
+            assert_eq!(ATTEMPTS[attempt(verdict)], label);
+        }
+        for (change, label) in [
+            (Change::Delivered, "delivered"),
+            (Change::Failed { delay: later }, "failed"),
+            (Change::Dead { charged: true }, "dead"),
+            (Change::Postponed { delay: later }, "postponed"),
+            (Change::GivenBack, "given_back"),
+        ] {
+            assert_eq!(RESULTS[result(change)], label);
+        }
+    }
+
     fn id(n: u128) -> DestinationId {
         DestinationId(Uuid::from_u128(n))
     }
@@ -348,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn two_lives_of_a_destination_share_one_tally_until_both_have_ended() {
+    fn two_lives_of_a_destination_share_counters_until_both_have_ended() {
         let metrics = Metrics::new(10);
         let old = metrics.register(id(1), ORG);
         let new = metrics.register(id(1), ORG);
@@ -390,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn endings_and_standings_are_numbered_as_they_are_named() {
+    fn standings_are_numbered_as_they_are_named() {
         assert!(Standing::NAMES.iter().enumerate().all(|(number, (s, _))| *s as usize == number));
     }
 }

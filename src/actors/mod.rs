@@ -158,7 +158,8 @@ pub struct Readiness {
 /// A running dispatcher.
 #[derive(Clone)]
 pub struct Dispatcher {
-    pool: Pool,
+    /// For short questions.
+    pub pool: Pool,
     /// Starts and stops destinations.
     pub supervisor: Addr<Supervisor>,
     /// Claims and records.

@@ -15,6 +15,7 @@ mod page;
 mod process;
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::WWW_AUTHENTICATE;
@@ -56,7 +57,10 @@ pub(super) async fn metrics(
     let mut page = Page::default();
     page.value(&BUILD_INFO, &format!("version=\"{VERSION}\""), 1);
     match state.get() {
-        Ok(dispatcher) => running(&mut page, &dispatcher, measure.into_inner()).await,
+        Ok(dispatcher) => {
+            let troubles = state.troubles.look(dispatcher.pool.clone()).await.len();
+            running(&mut page, &dispatcher, measure.into_inner(), troubles).await;
+        }
         Err(_) => {
             page.value(&READY, "", 0);
             page.value(&PROBLEMS, "", 1);
@@ -67,13 +71,13 @@ pub(super) async fn metrics(
     Ok(response.content_type("text/plain; version=0.0.4; charset=utf-8").body(page.into_text()))
 }
 
-async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: std::sync::Arc<Measure>) {
+async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: Arc<Measure>, troubles: usize) {
     let reading = dispatcher.shared.metrics.read();
     let measured = measure.look(dispatcher, &reading).await;
     // An actor that does not answer is told by the readiness; what it would have said is left out.
     let supervisor = dispatcher.supervisor.send(supervisor::Snapshot).await.ok();
     let db = dispatcher.db.send(db::Snapshot).await.ok();
-    readiness(page, &measured, supervisor.as_ref(), &dispatcher.shared.supervision);
+    readiness(page, &measured, troubles, supervisor.as_ref(), &dispatcher.shared.supervision);
     requests(page, dispatcher, &reading.all);
     if let Some(db) = &db {
         database(page, dispatcher, db);
@@ -87,13 +91,14 @@ async fn running(page: &mut Page, dispatcher: &Dispatcher, measure: std::sync::A
 fn readiness(
     page: &mut Page,
     measured: &Measured,
+    troubles: usize,
     supervisor: Option<&SupervisorSnapshot>,
     supervision: &Supervision,
 ) {
     let readiness = &measured.readiness;
     page.value(&READY, "", u8::from(readiness.problems.is_empty()));
     page.value(&PROBLEMS, "", readiness.problems.len());
-    page.value(&WARNINGS, "", readiness.warnings.len());
+    page.value(&WARNINGS, "", readiness.warnings.len() + troubles);
     page.value(&DATABASE_UP, "", u8::from(readiness.database_up));
     if let Some(supervisor) = supervisor {
         let listens = supervisor.loaded && supervisor.not_listening.is_none();

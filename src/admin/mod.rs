@@ -8,6 +8,7 @@ mod middleware;
 mod server;
 #[cfg(test)]
 mod tests;
+mod troubles;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use self::limits::{Budget, FairSemaphore};
 use self::metrics::Measure;
 use self::server::ConnectionLimits;
 pub use self::server::ServerHandle;
+use self::troubles::Troubles;
 use crate::actors::supervision::Supervision;
 use crate::actors::{Dispatcher, Readiness};
 use crate::clock;
@@ -63,6 +65,7 @@ pub struct State {
     /// Of answers to whoever has not said who they are: pages.
     public_budget: Budget,
     readiness: SharedReadiness,
+    troubles: Troubles,
     supervision: Supervision,
 }
 
@@ -102,6 +105,7 @@ impl State {
             budget: Budget::new(config.operations.max_api_bytes),
             public_budget: Budget::new(MAX_PUBLIC_BYTES),
             readiness: SharedReadiness::default(),
+            troubles: Troubles::default(),
             supervision,
         }
     }
@@ -197,7 +201,13 @@ struct Brief {
 #[get("/readyz")]
 async fn readyz(request: HttpRequest, state: web::Data<State>, is_open: web::Data<IsOpen>) -> HttpResponse {
     let readiness = match state.get() {
-        Ok(dispatcher) => state.readiness.of(&dispatcher).await,
+        Ok(dispatcher) => {
+            let mut readiness = state.readiness.of(&dispatcher).await;
+            if readiness.database_up {
+                readiness.warnings.extend(state.troubles.look(dispatcher.pool.clone()).await);
+            }
+            readiness
+        }
         Err(why) => Readiness { problems: vec![why], ..Readiness::default() },
     };
     let ready = readiness.problems.is_empty();

@@ -113,11 +113,11 @@ where
     H: Service<(Stream, Option<SocketAddr>), Response = ()> + 'static,
 {
     // Dropping closes it. Nobody is told: there may be many of them.
-    let Some(slot) = connections.admit(peer) else { return };
+    let Some(place) = connections.admit(peer) else { return };
     stream.set_nodelay(true).ok();
-    let stream = Stream::new(stream, Rc::clone(&slot));
+    let stream = Stream::new(stream, place.slot());
     let http = Rc::clone(http);
-    slot.serve(async move {
+    place.serve(async move {
         // What goes wrong on a connection is its client's business.
         http.call((stream, Some(peer))).await.ok();
     });

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::actors::StartError;
 use crate::config::{Config, DatabaseArgs, DispatchArgs};
+use crate::manage::trouble::{self, Trouble};
 use crate::model::Secret;
 use crate::outbound::{Network, Target};
 use crate::store::destinations::{self, Loaded, Unusable};
@@ -63,6 +64,13 @@ async fn findings(config: &Config) -> Result<Vec<Finding>, StartError> {
         Err(_) => return Ok(findings),
     }
     findings.extend(plain_secrets(&mut conn, config).await?);
+    findings.extend(
+        trouble::troubles(&mut conn).await?.into_iter().map(|Trouble { what, remedy }| Finding {
+            weight: Weight::Warning,
+            what,
+            remedy,
+        }),
+    );
     Ok(findings)
 }
 
@@ -118,7 +126,8 @@ fn print(findings: &[Finding]) -> ExitCode {
     let faults = findings.iter().filter(|finding| finding.weight == Weight::Fault).count();
     match (findings.len(), faults) {
         (0, _) => println!("All is well."),
-        (_, 0) => println!("Nothing would lose or delay deliveries."),
+        (1, 0) => println!("1 warning; the installation is all right."),
+        (warnings, 0) => println!("{warnings} warnings; the installation is all right."),
         (_, faults) => println!("{faults} of these would lose or delay deliveries."),
     }
     if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

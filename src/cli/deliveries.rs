@@ -173,7 +173,6 @@ fn list(page: &List<View>) {
 
 /// Deliveries as a table.
 pub(super) fn rows(deliveries: &[View]) {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let row = |one: &View| {
         let status = one.response_status.map(|status| status.to_string()).unwrap_or_default();
         [
@@ -184,10 +183,10 @@ pub(super) fn rows(deliveries: &[View]) {
             one.event_type.clone(),
             one.destination_id.to_string(),
             status,
-            text(&one.error_message),
+            one.reason.clone(),
         ]
     };
-    let headings = ["ID", "QUEUED", "STATUS", "ATTEMPTS", "EVENT TYPE", "DESTINATION", "HTTP", "ERROR"];
+    let headings = ["ID", "QUEUED", "STATUS", "ATTEMPTS", "EVENT TYPE", "DESTINATION", "HTTP", "WHY"];
     common::table(headings, deliveries.iter().map(row));
 }
 
@@ -196,6 +195,7 @@ fn show(detail: &DetailView) {
     common::fields([
         ("delivery", Some(delivery.id.to_string())),
         ("status", Some(common::state(delivery.status.name()))),
+        ("why", Some(delivery.reason.clone())),
         ("destination", Some(delivery.destination_id.to_string())),
         ("event", Some(delivery.event_id.to_string())),
         ("event type", Some(delivery.event_type.clone())),

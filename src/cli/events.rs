@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::common::{self, CommonArgs, Failure, PageArgs};
 use crate::config::DEFAULT_MAX_EVENT_BYTES;
-use crate::manage::events::{self, DetailView, Query, Receipt, View};
+use crate::manage::events::{self, DetailView, NotQueuedView, Query, Receipt, View};
 use crate::manage::jobs::{self, Backfill};
 use crate::manage::{List, Principal};
 use crate::model::{DestinationId, EventId};
@@ -186,6 +186,11 @@ fn show(detail: &DetailView) {
     if !detail.deliveries.is_empty() {
         println!();
         super::deliveries::rows(&detail.deliveries);
+    }
+    if !detail.not_queued.is_empty() {
+        println!();
+        let row = |one: &NotQueuedView| [one.destination_name.clone(), one.reason.clone()];
+        common::table(["DESTINATION", "WHY NOT QUEUED"], detail.not_queued.iter().map(row));
     }
 }
 

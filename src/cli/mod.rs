@@ -32,9 +32,9 @@ pub struct Cli {
     /// Format of the log lines: text or json
     #[arg(long, env = "POSTHASTE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
     pub log_format: String,
-    /// Schema of the tables
-    #[arg(long, env = "POSTHASTE_SCHEMA", default_value = "public", value_name = "SCHEMA", global = true)]
-    pub schema: Schema,
+    /// Schema of the tables [default: public]
+    #[arg(long, env = "POSTHASTE_SCHEMA", value_name = "SCHEMA", global = true)]
+    pub schema: Option<Schema>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -70,7 +70,9 @@ pub enum Command {
 impl Cli {
     /// Runs the command; everything that a person should read has been printed when it returns.
     pub fn run(self) -> ExitCode {
-        schema::set(self.schema);
+        if let Some(schema) = self.schema {
+            schema::set(schema);
+        }
         match self.command {
             Command::Serve(args) => serve::run(*args),
             Command::Migrate(args) => migrate::run(&args),

@@ -18,6 +18,7 @@ use crate::embedded::{Durability, Embedded, EmbeddedError, default_data_dir};
 use crate::model::Secret;
 use crate::store::doctor::{self, RowSecurity};
 use crate::store::migrate::{self, MigrateError};
+use crate::store::schema::{self, NoAccess};
 use crate::store::{self, ConnectOptions, StoreError};
 
 /// Database that the private server keeps the tables in.
@@ -71,6 +72,8 @@ enum ServeError {
         .0.join("\n  ")
     )]
     NotGranted(Vec<String>),
+    #[error(transparent)]
+    NoAccess(#[from] NoAccess),
     #[error("the database is not prepared, missing: {}; run posthaste migrate", .0.join(", "))]
     NotMigrated(Vec<&'static str>),
     #[error(
@@ -280,6 +283,9 @@ async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<Conne
         let examined = async {
             let options = store::fitting(&options).await?;
             let mut connection = store::connect(&store::seeing_policies(options.clone())).await?;
+            if let Err(no_access) = store::in_time(schema::access(&mut connection)).await? {
+                return Ok(Err(no_access));
+            }
             let missing = store::in_time(migrate::pending(&mut connection)).await?;
             let grants = match missing.is_empty() {
                 true => store::in_time(doctor::missing_grants(&mut connection)).await?,
@@ -289,9 +295,14 @@ async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<Conne
                 true => store::in_time(doctor::row_security(&mut connection)).await?,
                 false => RowSecurity::Inactive,
             };
-            Ok::<_, StoreError>((missing, grants, visible, options))
+            Ok::<_, StoreError>(Ok((missing, grants, visible, options)))
         };
-        let error = match examined.await {
+        let examined = match examined.await {
+            Ok(Err(no_access)) => return Err(ServeError::NoAccess(no_access)),
+            Ok(Ok(examined)) => Ok(examined),
+            Err(error) => Err(error),
+        };
+        let error = match examined {
             Ok((missing, ..)) if !missing.is_empty() => return Err(ServeError::NotMigrated(missing)),
             Ok((_, grants, ..)) if !grants.is_empty() => return Err(ServeError::NotGranted(grants)),
             Ok((.., RowSecurity::Hiding(remedies), _)) => return Err(ServeError::RowsHidden(remedies)),

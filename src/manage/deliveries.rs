@@ -1,15 +1,21 @@
 //! Deliveries: lists, one with its attempts, retry by hand.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::input::{Faults, Time, shown};
-use super::{Fault, List, Principal};
+use super::{Fault, List, Principal, why};
 use crate::model::{DbTime, DeliveryId, OrgId, Status};
 use crate::store::Connection;
 use crate::store::deliveries::list::{self, Detail, Filter, Listed, PastAttempt};
+use crate::store::deliveries::standing::{self, Standing};
 use crate::store::deliveries::{self};
+
+/// What is known of deliveries that are open.
+pub(super) type Standings = HashMap<DeliveryId, Standing>;
 
 /// Deliveries that one retry by hand may name.
 pub const MAX_RETRIED: usize = 1_000;
@@ -67,7 +73,7 @@ pub struct View {
     /// The last attempt.
     #[schema(format = DateTime)]
     pub last_attempt_at: Option<String>,
-    /// When it is due; null: it is not, or it is at once.
+    /// When it is tried again; null: it is not, or it is due already.
     #[schema(format = DateTime)]
     pub next_retry_at: Option<String>,
     /// When it was delivered.
@@ -77,6 +83,9 @@ pub struct View {
     pub response_status: Option<i32>,
     /// What went wrong with the last attempt.
     pub error_message: Option<String>,
+    /// Where it is and, unless it is delivered, why, in a sentence.
+    #[schema(example = "waits for retry 2 of 3 at 2026-01-31T12:00:00Z: the receiver answered 503")]
+    pub reason: String,
 }
 
 /// A delivery with its failed attempts.
@@ -117,7 +126,11 @@ impl View {
     /// The same as `principal` may see it: a message may quote a URL.
     #[must_use]
     pub fn shown_to(self, principal: Principal) -> View {
-        View { error_message: principal.optional_text(self.error_message), ..self }
+        View {
+            error_message: principal.optional_text(self.error_message),
+            reason: principal.text(self.reason),
+            ..self
+        }
     }
 }
 
@@ -173,7 +186,23 @@ pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List
     let limit = faults.limit(query.limit.as_deref());
     let cursor = faults.cursor(query.cursor.as_deref());
     let (filter, limit, cursor) = faults.check((filter, limit, cursor))?;
-    Ok(shown(list::list(db, &filter, cursor, limit).await?, view))
+    let page = list::list(db, &filter, cursor, limit).await?;
+    let standings = standings(db, &page.items, false).await?;
+    Ok(shown(page, |one| view(one, &standings)))
+}
+
+/// What is known of those deliveries that are open.
+pub(super) async fn standings(
+    db: &mut Connection,
+    deliveries: &[Listed],
+    counts_ahead: bool,
+) -> Result<Standings, Fault> {
+    let open = deliveries.iter().filter(|one| matches!(one.status, Status::Pending | Status::Failed));
+    let open: Vec<DeliveryId> = open.map(|one| one.id).collect();
+    match open.is_empty() {
+        true => Ok(Standings::new()),
+        false => Ok(standing::standing(db, &open, counts_ahead).await?),
+    }
 }
 
 /// One delivery of `org`.
@@ -183,8 +212,9 @@ pub async fn list(db: &mut Connection, org: OrgId, query: &Query) -> Result<List
 pub async fn one(db: &mut Connection, org: OrgId, id: DeliveryId) -> Result<DetailView, Fault> {
     let found = list::one(db, org, id).await?;
     let Detail { delivery, response_body, attempts } = found.ok_or_else(|| unknown(&[id]))?;
+    let standings = standings(db, std::slice::from_ref(&delivery), true).await?;
     let failed_attempts = attempts.into_iter().map(attempt_view).collect();
-    Ok(DetailView { delivery: view(delivery), response_body, failed_attempts })
+    Ok(DetailView { delivery: view(delivery, &standings), response_body, failed_attempts })
 }
 
 /// Queues a delivery again, at once.
@@ -219,9 +249,12 @@ pub async fn retry(db: &mut Connection, org: OrgId, ids: &[DeliveryId]) -> Resul
 }
 
 /// A delivery as it is shown.
-pub(super) fn view(listed: Listed) -> View {
+pub(super) fn view(listed: Listed, standings: &Standings) -> View {
     let time = |time: Option<DbTime>| time.map(DbTime::iso);
+    let standing = standings.get(&listed.id);
+    let is_ahead = |at: &DbTime| standing.is_some_and(|standing| *at > standing.now);
     View {
+        reason: why::delivery(&listed, standing),
         id: listed.id.0,
         destination_id: listed.destination.0,
         event_id: listed.event.0,
@@ -230,7 +263,7 @@ pub(super) fn view(listed: Listed) -> View {
         attempts: listed.attempts,
         created_at: listed.created_at.iso(),
         last_attempt_at: time(listed.last_attempt_at),
-        next_retry_at: time(listed.next_retry_at),
+        next_retry_at: time(listed.next_retry_at.filter(is_ahead)),
         delivered_at: time(listed.delivered_at),
         response_status: listed.response_status,
         error_message: listed.error_message,

@@ -8,9 +8,10 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::input::{Faults, MAX_EVENT_TYPE, Time, has_nul, read_array, read_object, shown};
-use super::{Fault, FieldFault, List, Principal, deliveries};
+use super::{Fault, FieldFault, List, Principal, deliveries, why};
 use crate::format::Format;
 use crate::model::{DbTime, Event, EventId, OPERATIONAL_CATEGORY, OrgId};
+use crate::store::deliveries::standing::{self, Unqueued};
 use crate::store::events::{self, Filter, NewEvent, Posted, Refusal};
 use crate::store::{Connection, StoreError, deliveries as store_deliveries};
 
@@ -301,6 +302,21 @@ pub struct DetailView {
     pub client_version: Option<String>,
     /// Its deliveries, the oldest first; at most 1,000.
     pub deliveries: Vec<deliveries::View>,
+    /// Destinations of its organization that have no delivery of it, and why; at most 1,000.
+    pub not_queued: Vec<NotQueuedView>,
+}
+
+/// A destination that has no delivery of an event.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = NotQueued)]
+pub struct NotQueuedView {
+    /// The destination.
+    pub destination_id: Uuid,
+    /// Its name.
+    pub destination_name: String,
+    /// Why it has none, in a sentence.
+    #[schema(example = "not queued: the type user.created is not among the destination's event_types")]
+    pub reason: String,
 }
 
 /// A page of the events of `org`, the newest first.
@@ -331,6 +347,8 @@ pub async fn one(
     let found = events::one(db, org, id, max_bytes).await?;
     let full = found.ok_or_else(|| Fault::NotFound(format!("event {id}")))?;
     let of_event = store_deliveries::list::of_event(db, org, id).await?;
+    let standings = deliveries::standings(db, &of_event, false).await?;
+    let not_queued = standing::unqueued(db, org, id).await?;
     let has_content = full.content.is_some() || full.content_too_large;
     let content = full.content.filter(|content| printed_bytes(content) <= max_bytes);
     let left = max_bytes - content.as_deref().map_or(0, printed_bytes);
@@ -346,8 +364,20 @@ pub async fn one(
         session_id: full.session_id,
         client_name: full.client_name,
         client_version: full.client_version,
-        deliveries: of_event.into_iter().map(|one| deliveries::view(one).shown_to(principal)).collect(),
+        deliveries: of_event
+            .into_iter()
+            .map(|one| deliveries::view(one, &standings).shown_to(principal))
+            .collect(),
+        not_queued: not_queued.into_iter().map(|one| not_queued_view(one, principal)).collect(),
     })
+}
+
+fn not_queued_view(one: Unqueued, principal: Principal) -> NotQueuedView {
+    NotQueuedView {
+        reason: principal.text(why::unqueued(&one)),
+        destination_id: one.destination.0,
+        destination_name: one.name,
+    }
 }
 
 /// Bytes of a text as JSON: a control character has six.

@@ -9,6 +9,8 @@ pub mod jobs;
 pub mod keys;
 pub mod patch;
 mod principal;
+pub mod trouble;
+mod why;
 
 use std::fmt;
 

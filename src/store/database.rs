@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use url::Url;
 use url::form_urlencoded::Serializer;
 
+use super::schema::quoted;
 use super::{StoreError, connect, options};
 use crate::model::Secret;
 
@@ -81,10 +82,6 @@ async fn command(server: &Secret, sql: String) -> Result<(), StoreError> {
     };
     close(connection).await;
     Ok(())
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

@@ -230,6 +230,17 @@ fn read_settings(row: &PgRow) -> Result<Settings, sqlx::Error> {
     })
 }
 
+/// What is remembered of a destination's health, from the columns of its state.
+pub(super) fn read_saved(row: &PgRow) -> Result<Saved, sqlx::Error> {
+    Ok(Saved {
+        paused_until: row.try_get("paused_until")?,
+        tripped_at: row.try_get("tripped_at")?,
+        next_probe_at: row.try_get("next_probe_at")?,
+        failing_since: row.try_get("failing_since")?,
+        last_success_at: row.try_get("last_success_at")?,
+    })
+}
+
 /// Each search is bounded, and in the order of the index that it should use: it reads one entry that is
 /// alive, however many deliveries of other destinations are due, or of this one are not due yet. Where vacuum
 /// can remove nothing it reads all that was delivered, so it is left out where it is not needed. NOT IN, as a

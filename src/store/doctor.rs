@@ -62,6 +62,9 @@ fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
 /// Whatever the database says.
 pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
+    if let Err(no_access) = schema::access(conn).await? {
+        return Ok(vec![fault("the tables cannot be looked at", no_access.to_string())]);
+    }
     let shadows = migrate::shadows(conn).await?;
     if !shadows.is_empty() {
         // Nothing more is asked: it could be they who answer.
@@ -82,9 +85,9 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
             return Ok(findings);
         }
         Err(error) if denied(&error) => {
-            let remedy =
-                "GRANT SELECT ON posthaste_migrations to this role (examples/deploy/grants.sql has all)";
-            findings.push(fault("this role may not read posthaste_migrations", remedy));
+            let what = "this role may not read posthaste_migrations";
+            let grant = format!("GRANT SELECT ON {}.posthaste_migrations to this role", schema::name());
+            findings.push(fault(what, format!("{grant} (examples/deploy/grants.sql has all)")));
             return Ok(findings);
         }
         Err(error) => return Err(error),
@@ -94,7 +97,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     if !findings.is_empty() {
         return Ok(findings);
     }
-    findings.extend(rights(conn, &NEEDED_TO_DELETE, warning).await?);
+    findings.extend(rights(conn, &NEEDED_BESIDES, warning).await?);
     findings.extend(row_security_of_the_role(conn).await?);
     findings.extend(row_security_of_the_trigger(conn).await?);
     findings.extend(drift(conn).await?);
@@ -147,8 +150,9 @@ const NEEDED: [(&str, &str); 32] = [
     ("posthaste_api_keys", "UPDATE (last_used_at)"),
 ];
 
-/// What retention needs besides: without it nothing is delivered later, the tables only grow.
-const NEEDED_TO_DELETE: [(&str, &str); 6] = [
+/// What retention needs besides, and what explains: without it nothing is delivered later.
+const NEEDED_BESIDES: [(&str, &str); 7] = [
+    ("posthaste_disabled_periods", "SELECT"),
     ("webhook_deliveries", "DELETE"),
     ("posthaste_attempts", "DELETE"),
     ("posthaste_jobs", "DELETE"),
@@ -177,7 +181,7 @@ async fn rights(
             let (table, privilege, role): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
             finding(
                 format!("{privilege} on {table} is not granted"),
-                format!("GRANT {privilege} ON {table} TO {role}"),
+                format!("GRANT {privilege} ON {}.{table} TO {role}", schema::name()),
             )
         })
         .collect())
@@ -311,7 +315,10 @@ async fn row_security_of_the_trigger(conn: &mut PgConnection) -> Result<Vec<Find
 /// What `migrate` would do now: indexes that are missing or invalid, triggers, functions.
 async fn drift(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let drift = migrate::drift(conn).await?;
-    let given = |statement: &str| !statement.contains("posthaste_") && !statement.contains("UNIQUE");
+    let given = |statement: &str| {
+        let statement = statement.replace(schema::name(), "");
+        !statement.contains("posthaste_") && !statement.contains("UNIQUE")
+    };
     let mut findings: Vec<Finding> = drift
         .statements
         .iter()

@@ -65,7 +65,7 @@ impl Listener {
                 Ok(Ok(Some(notification))) => {
                     let scope = parse(notification.payload());
                     return Ok(match notification.channel() {
-                        channel if channel.starts_with(CONFIG_CHANNEL) => Hint::Config(scope),
+                        channel if channel == schema::channel(CONFIG_CHANNEL) => Hint::Config(scope),
                         _ => Hint::Wake(scope),
                     });
                 }

@@ -24,6 +24,7 @@ pub mod schema;
 pub mod secrets;
 pub mod sessions;
 mod time;
+pub mod trouble;
 
 use std::str::FromStr;
 use std::time::Duration;

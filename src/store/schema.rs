@@ -8,8 +8,10 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use sqlx::postgres::{PgArguments, PgRow, Postgres};
+use sha2::{Digest as _, Sha256};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
 use sqlx::query::{Query, QueryAs, QueryScalar};
 use sqlx::{AssertSqlSafe, FromRow, SqlSafeStr, SqlStr};
 
@@ -19,6 +21,8 @@ const MAX_LENGTH: usize = 40;
 const PUBLIC: &str = "public";
 
 static SCHEMA: OnceLock<Schema> = OnceLock::new();
+/// Whether somebody has said which one it is.
+static IS_CHOSEN: AtomicBool = AtomicBool::new(false);
 
 /// The name of a schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +49,7 @@ impl FromStr for Schema {
         if name.len() > MAX_LENGTH || !begins_well || is_system || !name.chars().all(is_part) {
             return Err(SchemaFault);
         }
-        let quoted = if name == PUBLIC { name.to_owned() } else { format!("\"{name}\"") };
+        let quoted = if name == PUBLIC { name.to_owned() } else { quoted(name) };
         Ok(Schema { name: name.to_owned(), quoted })
     }
 }
@@ -62,6 +66,7 @@ impl Schema {
         let Schema { name, quoted } = self;
         let sql = sql.replace("public.", &format!("{quoted}."));
         let sql = sql.replace("namespace('public'", &format!("namespace('{name}'"));
+        let sql = sql.replace("TG_TABLE_SCHEMA <> 'public'", &format!("TG_TABLE_SCHEMA <> '{name}'"));
         let sql = sql.replace("'posthaste_wake'", &format!("'{}'", self.channel("posthaste_wake")));
         Cow::Owned(sql.replace("'posthaste_config'", &format!("'{}'", self.channel("posthaste_config"))))
     }
@@ -83,11 +88,10 @@ impl Schema {
     }
 
     fn lock_key(&self, of_public: i64) -> i64 {
-        // FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/
-        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        match self.is_public() {
-            true => of_public,
-            false => self.name.bytes().fold(of_public.cast_unsigned(), step).cast_signed(),
+        let digest: [u8; 32] = Sha256::digest(&self.name).into();
+        match (self.is_public(), digest.first_chunk()) {
+            (false, Some(chunk)) => of_public ^ i64::from_be_bytes(*chunk),
+            _ => of_public,
         }
     }
 }
@@ -98,6 +102,7 @@ impl Schema {
 /// When it is said a second time: statements may have been made by then.
 pub fn set(schema: Schema) {
     SCHEMA.set(schema).expect("the schema is said before any statement is made");
+    IS_CHOSEN.store(true, Ordering::Relaxed);
 }
 
 fn current() -> &'static Schema {
@@ -114,6 +119,11 @@ pub(super) fn qualified(sql: &str) -> Cow<'_, str> {
     current().qualified(sql)
 }
 
+/// An identifier as SQL reads it, whatever is in it.
+pub(super) fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
 /// What PostgreSQL prints about this schema as it would print it about `public`.
 pub(super) fn as_public(printed: String) -> String {
     current().as_public(printed)
@@ -127,6 +137,44 @@ pub(super) fn channel(of_public: &str) -> String {
 /// The key of an advisory lock, which each schema has for itself.
 pub(super) fn lock_key(of_public: i64) -> i64 {
     current().lock_key(of_public)
+}
+
+/// Names nothing in the schema, so that it can be asked without rights there.
+const ACCESS: &str = "SELECT quote_ident(current_user),
+    coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'USAGE'), true),
+    ARRAY(SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relname = 'posthaste_migrations' AND c.relkind = 'r'
+            AND n.oid IS DISTINCT FROM to_regnamespace('public')::oid ORDER BY 1),
+    EXISTS (SELECT FROM pg_class c WHERE c.relname = 'posthaste_migrations' AND c.relkind = 'r'
+        AND c.relnamespace = to_regnamespace('public')::oid)";
+
+/// What stands in the way of any statement, with its remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAccess {
+    /// The role may not look into the schema.
+    #[error("this role may not use schema {0}: GRANT USAGE ON SCHEMA {0} TO {1}")]
+    Usage(String, String),
+    /// Nobody has said which schema it is, and there is an installation in another one.
+    #[error(
+        "there is no installation in schema public, and one in schema {0}: set POSTHASTE_SCHEMA={0}, or \
+         POSTHASTE_SCHEMA=public for another one beside it"
+    )]
+    Elsewhere(String),
+}
+
+/// Whether the schema may be used, and is the one that is meant. To be asked before any other statement.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn access(conn: &mut PgConnection) -> Result<Result<(), NoAccess>, sqlx::Error> {
+    let (role, may_use, others, is_here): (String, bool, Vec<String>, bool) =
+        self::query_as(ACCESS).persistent(false).fetch_one(conn).await?;
+    let is_chosen = IS_CHOSEN.load(Ordering::Relaxed);
+    Ok(match others.into_iter().next() {
+        _ if !may_use => Err(NoAccess::Usage(name().to_owned(), role)),
+        Some(other) if !is_here && !is_chosen => Err(NoAccess::Elsewhere(other)),
+        _ => Ok(()),
+    })
 }
 
 fn text(sql: impl SqlSafeStr) -> SqlStr {
@@ -169,6 +217,7 @@ mod tests {
             ("SELECT FROM public.activity_logs l", r#"SELECT FROM "app".activity_logs l"#),
             ("to_regclass('public.' || $1)", r#"to_regclass('"app".' || $1)"#),
             ("to_regnamespace('public'::text)", "to_regnamespace('app'::text)"),
+            ("IF TG_TABLE_SCHEMA <> 'public' OR", "IF TG_TABLE_SCHEMA <> 'app' OR"),
             ("has_schema_privilege('public', $1)", "has_schema_privilege('public', $1)"),
             ("pg_notify('posthaste_wake', $1)", "pg_notify('posthaste_wake_app', $1)"),
             ("pg_notify('posthaste_config', $1)", "pg_notify('posthaste_config_app', $1)"),

@@ -285,7 +285,9 @@ async fn enabling_says_what_was_missed_and_a_backfill_from_then_on_delivers_it()
         .await;
     let stats = api.get(org, &format!("{path}/stats")).await.success(200);
     assert_eq!(stats["deliveries"]["delivered"], json!({"count": 3, "complete": true}));
-    assert_eq!((&stats["success_rate"], &stats["breaker"]), (&json!(1.0), &json!("closed")));
+    let quarter = &stats["last_15_minutes"];
+    assert_eq!((&quarter["succeeded"], &quarter["success_rate"]), (&json!(3), &json!(1.0)));
+    assert_eq!((&stats["health"]["state"], &stats["breaker"]), (&json!("ok"), &json!("closed")));
     assert_eq!(stats["latency"]["requests"], 3);
     check_invariants(&db, &[&receiver]).await;
 }

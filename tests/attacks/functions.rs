@@ -210,7 +210,7 @@ async fn check_finds_every_way_into_the_owners_rights() {
         (
             "CREATE TABLE other (id uuid, event_filter jsonb); CREATE TRIGGER other AFTER DELETE ON other
              FOR EACH ROW EXECUTE FUNCTION posthaste_forget_state()",
-            "trigger other of other calls posthaste_forget_state",
+            "trigger other of public.other calls posthaste_forget_state",
         ),
     ] {
         let db = Db::new().await;

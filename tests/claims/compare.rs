@@ -47,7 +47,7 @@ pub async fn compare(world: &mut World<'_>) -> Verdict {
         let row = world.model.rows.iter().find(|row| row.id == id);
         compare_row(&real, row.ok_or(format!("{id} is not in the model"))?, now)?;
     }
-    let kept = world.db.number("SELECT count(*) FROM posthaste_destination_state").await;
+    let kept = world.db.number("SELECT count(disabled_reason) FROM posthaste_destination_state").await;
     let expected = world.model.destinations.iter().filter(|destination| destination.reason).count();
     if kept != expected as i64 {
         return Err(format!("{kept} reasons are kept, {expected} in the model"));

@@ -32,7 +32,7 @@ pub use posthaste::{Posthaste, Ready, free_port, request, run};
 pub use proxy::{End, Fault, Proxy};
 pub use receiver::{Received, Receiver, Reply, read_request};
 pub use secrecy::assert_silent;
-pub use tools::{library, unpacked};
+pub use tools::{copied, library, skip, unpacked};
 
 /// How long anything may take before a test gives up: far more than it needs, for slow and busy machines.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use standardwebhooks::Webhook;
 use tokio::sync::watch;
 
 use crate::common::{
-    Db, Posthaste, Received, Receiver, Reply, check_invariants, eventually, leased, library, run,
+    Db, Posthaste, Received, Receiver, Reply, check_invariants, eventually, leased, library, run, skip,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -17,7 +17,7 @@ const SAME: u64 = 60;
 /// What makes a process take the time for another one: `+10m`.
 fn shifted(by: &'static str) -> Option<Vec<(&'static str, String)>> {
     let Some(library) = library("faketime/libfaketime.so.1") else {
-        eprintln!("skipped, as there is no libfaketime (Debian: package libfaketime)");
+        skip("there is no libfaketime (Debian: package libfaketime)");
         return None;
     };
     let library = library.to_str().unwrap().to_owned();

@@ -11,7 +11,7 @@ use posthaste::model::Secret;
 use rustix::process::geteuid;
 use url::Url;
 
-use crate::common::{Db, Posthaste, eventually, free_port, fresh_dir, library, run, unpacked};
+use crate::common::{Db, Posthaste, copied, eventually, free_port, fresh_dir, library, run, skip, unpacked};
 use crate::scene::Scene;
 
 /// A pooler; it goes with this value.
@@ -25,7 +25,7 @@ impl Pooler {
     /// One before the server of `db`; none where there is no pgbouncer. `more` is added to its configuration.
     async fn before(db: &Db, mode: &str, more: &str) -> Option<Pooler> {
         let Some(program) = unpacked("usr/sbin/pgbouncer") else {
-            eprintln!("skipped, as there is no pgbouncer (Debian: package pgbouncer)");
+            skip("there is no pgbouncer (Debian: package pgbouncer)");
             return None;
         };
         let (dir, port) = (fresh_dir(), free_port());
@@ -46,11 +46,14 @@ impl Pooler {
         // Whoever `auth_type` lets in goes on as the user that the server knows.
         let configuration = configuration.replace("* = host", &format!("* = user={} host", pair("user")));
         fs::write(&file, configuration).unwrap();
-        let mut command = Command::new(program);
+        // Only unpacked ones are below this directory, and need their libraries.
+        let libraries = Some(&program).filter(|program| program.starts_with(env!("CARGO_MANIFEST_DIR")));
+        let libraries = libraries.and_then(|_| library("libcares.so.2"));
+        let mut command = Command::new(copied(&program, libraries.as_deref(), &dir));
         command.arg("-q").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(dir.join("log")).unwrap());
-        if let Some(directory) = library("libcares.so.2").and_then(|path| Some(path.parent()?.to_owned())) {
-            command.env("LD_LIBRARY_PATH", directory);
+        if libraries.is_some() {
+            command.env("LD_LIBRARY_PATH", &dir);
         }
         if geteuid().is_root() {
             // It refuses to run as root. Whose the socket is may go there.

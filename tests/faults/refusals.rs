@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Db, Server, eventually, fresh_dir};
+use crate::common::{Db, Server, eventually, fresh_dir, skip};
 use crate::scene::Scene;
 
 #[tokio::test]
@@ -73,7 +73,7 @@ impl SmallDisk {
             Ok(done) => String::from_utf8_lossy(&done.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        eprintln!("skipped, as nothing may be mounted here: {said}");
+        skip(&format!("nothing may be mounted here: {said}"));
         fs::remove_dir(&dir).unwrap();
         None
     }

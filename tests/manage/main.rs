@@ -16,6 +16,7 @@ mod refused;
 mod secrets;
 mod switching;
 mod testing;
+mod why;
 
 use std::sync::Arc;
 

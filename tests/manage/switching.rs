@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use posthaste::manage::Fault;
-use posthaste::manage::destinations::{self, Disable};
+use posthaste::manage::destinations::{self, Disable, StatsView};
 use posthaste::manage::jobs::{self, Backfill, Begun};
 use posthaste::manage::patch::Patch;
 use posthaste::model::{DestinationId, OrgId};
@@ -102,14 +102,18 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
     let id = DestinationId(db.destination(org.0, URL).insert().await);
     let mut conn = connection(&db).await;
     let stats = destinations::stats(&mut conn, org, OPERATOR, id, None).await.unwrap();
-    assert_eq!((stats.success_rate, stats.oldest_pending_age_seconds), (None, None));
+    let rates = |stats: &StatsView| [stats.last_15_minutes.success_rate, stats.last_24_hours.success_rate];
+    assert_eq!((rates(&stats), stats.oldest_pending_age_seconds), ([None; 2], None));
+    assert_eq!((stats.health.state, stats.health.text.as_str()), ("ok", "ok"));
     assert_eq!((stats.breaker, stats.enabled, stats.latency.is_none()), ("closed", true, true));
     db.events(org.0, 100).await;
     db.execute(
         "UPDATE webhook_deliveries w SET
             status = CASE WHEN n <= 60 THEN 'delivered' WHEN n <= 80 THEN 'dead' WHEN n <= 85 THEN 'failed'
                 ELSE 'pending' END,
-            delivered_at = CASE WHEN n <= 60 THEN now() END, error_message = CASE WHEN n > 60 THEN 'x' END,
+            -- a third of them longer ago
+            delivered_at = CASE WHEN n <= 60 THEN timezone('UTC', now()) - n % 3 / 2 * interval '1 h' END,
+            error_message = CASE WHEN n > 60 THEN 'x' END,
             created_at = created_at - interval '10 s'
          FROM (SELECT id, row_number() OVER (ORDER BY created_at) AS n FROM webhook_deliveries) o
          WHERE o.id = w.id",
@@ -125,7 +129,18 @@ async fn stats_tell_what_is_there_and_where_they_stopped_counting() {
     let all = [counts.pending, counts.failed, counts.delivered, counts.dead];
     assert_eq!(all.map(|count| count.count), [15, 5, 60, 20]);
     assert!(all.iter().all(|count| count.complete));
-    assert_eq!(stats.success_rate, Some(0.75));
+    assert_eq!(rates(&stats), [Some(1.0), Some(1.0)]);
+    assert_eq!((stats.last_15_minutes.succeeded, stats.last_24_hours.succeeded), (40, 60));
+    // Failed attempts of what is dead, failed, and pending.
+    db.execute(
+        "INSERT INTO posthaste_attempts (delivery_id, attempt, started_at, duration_ms, charged)
+         SELECT id, 1, timezone('UTC', now()), 1, true FROM webhook_deliveries WHERE status <> 'delivered'",
+    )
+    .await;
+    let stats = destinations::stats(&mut conn, org, OPERATOR, id, None).await.unwrap();
+    assert_eq!((stats.last_15_minutes.failed, stats.last_24_hours.failed), (40, 40));
+    assert_eq!(rates(&stats), [Some(0.5), Some(0.6)]);
+    assert!(stats.health.text.starts_with("tripped since"), "{}", stats.health.text);
     assert!((10.0..600.0).contains(&stats.oldest_pending_age_seconds.unwrap()));
     assert!(stats.breaker == "tripped" && stats.tripped_at.is_some() && stats.paused_until.is_some());
     db.events(org.0, 10_050).await;

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};
 
-use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, fresh_dir, run};
+use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, fresh_dir, run, skip};
 use crate::page::{Page, promtool};
 
 const SERVE: &str = include_str!("../../examples/deploy/grants.sql");
@@ -125,7 +125,7 @@ async fn without_the_right_to_delete_everything_else_works_and_it_is_said() {
     let said = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(check.status.success(), "nothing is lost or delayed by it: {said}");
     for table in ["webhook_deliveries", "posthaste_jobs"] {
-        assert!(said.contains(&format!("GRANT DELETE ON {table} TO {role}")), "{said}");
+        assert!(said.contains(&format!("GRANT DELETE ON public.{table} TO {role}")), "{said}");
     }
     let mut posthaste = Posthaste::serve(&url).await;
     db.events(org, 3).await;
@@ -186,7 +186,7 @@ fn systemd_finds_no_fault_in_the_unit() {
     let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
     std::fs::remove_dir_all(&dir).unwrap();
     let Ok(output) = verified else {
-        return eprintln!("systemd-analyze is missing, so the unit was not verified");
+        return skip("systemd-analyze is missing, which verifies the unit");
     };
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("posthaste.service"), "{said}");

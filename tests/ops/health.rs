@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::common::{Db, Posthaste, check_invariants, eventually, free_port, run};
+use crate::common::{Db, Posthaste, Receiver, Reply, check_invariants, eventually, free_port, run};
 use crate::page::Page;
 
 #[tokio::test]
@@ -50,4 +50,27 @@ async fn a_listener_that_cannot_listen_is_a_warning_and_the_process_stays_ready(
     })
     .await;
     check_invariants(&db, &[]).await;
+}
+
+#[tokio::test]
+async fn destinations_in_trouble_are_warnings_with_their_ids() {
+    let db = Db::new().await;
+    let receiver = Receiver::with(Reply::Status(503));
+    let org = db.org().await;
+    let id = db.destination(org, receiver.url("/")).name("billing").retry(10, 100).insert().await;
+    let posthaste = Posthaste::serve_with(&db.url, &[("POSTHASTE_BREAKER_THRESHOLD", "2")]).await;
+    let (_, before) = posthaste.get("/readyz").await.unwrap();
+    assert!(!before.contains("billing"), "{before}");
+    db.events(org, 5).await;
+    eventually("it is told", async || {
+        let (status, body) = posthaste.get("/readyz").await.unwrap();
+        let told: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &told["ready"]), (200, &true.into()), "{body}");
+        let warnings = told["warnings"].as_array().unwrap();
+        let names = format!("destination \"billing\" ({id}) is tripped since");
+        warnings.iter().any(|warning| warning.as_str().unwrap().starts_with(&names))
+    })
+    .await;
+    assert!(Page::of(&posthaste).await.value("posthaste_warnings", &[]) >= 1.0);
+    check_invariants(&db, &[&receiver]).await;
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::common::Posthaste;
+use crate::common::{Posthaste, skip};
 
 /// A page of metrics.
 pub struct Page {
@@ -80,7 +80,7 @@ pub fn promtool(arguments: &[&str], input: &str) {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut child) = command else {
-        return eprintln!("promtool is missing (Debian: package prometheus), so {arguments:?} was left out");
+        return skip(&format!("promtool is missing (Debian: package prometheus), for {arguments:?}"));
     };
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

@@ -153,3 +153,96 @@ async fn a_schema_in_which_everybody_may_create_things_is_an_error_and_a_bad_nam
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && err.contains("lower-case letters"), "{err}");
 }
+
+#[tokio::test]
+async fn what_a_dry_run_prints_names_the_schema_whatever_the_search_path_is() {
+    let whole = Db::empty().await;
+    let mine = |schema| [("DATABASE_URL", whole.url.reveal()), ("POSTHASTE_SCHEMA", schema)];
+    assert!(run(&["migrate"], &mine("public")).status.success());
+    // Adopted, with a CHECK that calls a function of the application's.
+    for statement in [
+        "CREATE SCHEMA app",
+        "CREATE FUNCTION app.is_known(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS
+         $$ SELECT $1 IN ('none', 'bearer', 'header', 'basic') $$",
+        "CREATE TABLE app.webhook_destinations (LIKE public.webhook_destinations INCLUDING DEFAULTS)",
+        "ALTER TABLE app.webhook_destinations ADD CHECK (app.is_known(auth_type))",
+        "ALTER TABLE app.webhook_destinations ADD PRIMARY KEY (id)",
+    ] {
+        whole.execute(statement).await;
+    }
+    let printed = run(&["migrate", "--dry-run"], &mine("app"));
+    // psql would send one statement at a time.
+    let printed = String::from_utf8(printed.stdout).unwrap().replace(" CONCURRENTLY", "");
+    let printed = format!("SET search_path = pg_catalog;\n{printed}");
+    let mut session = whole.pool.acquire().await.unwrap().detach();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(printed.clone())).execute(&mut session).await.unwrap();
+    let again = run(&["migrate"], &mine("app"));
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(said.contains("The database is up to date."), "{said}\n{printed}");
+    let strays = "SELECT count(*) FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+        JOIN pg_class r ON r.oid = k.confrelid
+        WHERE k.contype = 'f' AND c.relnamespace <> r.relnamespace";
+    assert_eq!(whole.number(strays).await, 0);
+    let triggers = "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+        JOIN pg_proc p ON p.oid = t.tgfoid
+        WHERE NOT t.tgisinternal AND p.pronamespace <> c.relnamespace";
+    assert_eq!(whole.number(triggers).await, 0);
+}
+
+#[tokio::test]
+async fn a_schema_that_was_forgotten_and_one_that_may_not_be_used_are_told() {
+    let whole = Db::empty().await;
+    let url = whole.url.reveal();
+    let said = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let output = run(arguments, environment);
+        let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        (output.status.code(), format!("{out}{err}"))
+    };
+    assert_eq!(said(&["migrate"], &[("DATABASE_URL", url), ("POSTHASTE_SCHEMA", "app")]).0, Some(0));
+    for command in ["migrate", "check", "serve"] {
+        let (code, told) = said(&[command], &[("DATABASE_URL", url)]);
+        assert!(code == Some(1) && told.contains("set POSTHASTE_SCHEMA=app"), "{command}: {told}");
+    }
+    let another = said(&["migrate"], &[("DATABASE_URL", url), ("POSTHASTE_SCHEMA", "public")]);
+    assert_eq!(another.0, Some(0), "it was said which one is meant: {}", another.1);
+
+    let (role, of_role) = whole.role("SELECT 1").await;
+    let environment = [("DATABASE_URL", of_role.reveal()), ("POSTHASTE_SCHEMA", "app")];
+    for command in ["migrate", "check", "serve"] {
+        let (code, told) = said(&[command], &environment);
+        let remedy = format!("GRANT USAGE ON SCHEMA \"app\" TO {role}");
+        assert!(code == Some(1) && told.contains(&remedy), "{command}: {told}");
+    }
+    whole.drop_role(&role).await;
+}
+
+#[tokio::test]
+async fn whoever_writes_through_a_view_needs_no_rights_on_the_schema() {
+    let whole = without_public().await;
+    let one = Installation::new(&whole, "app");
+    let owner = whole.url.clone();
+    one.run(&owner, &["migrate"]);
+    let org = one.db.org().await;
+    let view =
+        "CREATE SCHEMA api; CREATE VIEW api.webhook_destinations AS SELECT * FROM app.webhook_destinations";
+    sqlx::raw_sql(view).execute(&whole.pool).await.unwrap();
+    let grants = "GRANT USAGE ON SCHEMA api TO :\"role\"; GRANT ALL ON api.webhook_destinations TO :\"role\"";
+    let (role, url) = whole.role(grants).await;
+    let web = Db::at(url);
+    let insert = format!(
+        "INSERT INTO api.webhook_destinations
+            (id, org_id, name, url, auth_type, enabled, batch_size, timeout_ms,
+            retry_max, retry_backoff_ms, created_at, updated_at)
+         VALUES (gen_random_uuid(), '{org}', 'a', 'http://x', 'none', true, 1, 5000, 3, 1000, now(), now())"
+    );
+    for change in [
+        insert.as_str(),
+        "UPDATE api.webhook_destinations SET enabled = false",
+        "UPDATE api.webhook_destinations SET enabled = true",
+        "DELETE FROM api.webhook_destinations",
+    ] {
+        assert_eq!(web.execute(change).await, 1, "{change}");
+    }
+    web.pool.close().await;
+    whole.drop_role(&role).await;
+}

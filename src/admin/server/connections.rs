@@ -78,7 +78,7 @@ impl Connections {
     }
 
     /// The slot of a new connection from `peer`, if there is a place for it.
-    pub(super) fn admit(self: &Rc<Self>, peer: SocketAddr) -> Option<Rc<ConnectionSlot>> {
+    pub(super) fn admit(self: &Rc<Self>, peer: SocketAddr) -> Option<SlotGuard> {
         let address = network_of(peer.ip());
         let is_proxy = self.places.proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
         if !self.has_place_for(address, is_proxy) {
@@ -96,14 +96,14 @@ impl Connections {
             task: None,
         };
         self.all.borrow_mut().insert(id, entry);
-        Some(Rc::new(ConnectionSlot {
+        Some(SlotGuard(Rc::new(ConnectionSlot {
             id,
             connections: Rc::clone(self),
             reads: Cell::new(true),
             body: Cell::new(None),
             paused: RefCell::new(None),
             begun: Cell::new(0),
-        }))
+        })))
     }
 
     /// Makes room for a connection from `address`, if need be and if that is possible.
@@ -173,7 +173,26 @@ pub struct ConnectionSlot {
     begun: Cell<u64>,
 }
 
-struct SlotGuard(Rc<ConnectionSlot>);
+/// Dropping it takes the connection out of the list.
+pub(super) struct SlotGuard(Rc<ConnectionSlot>);
+
+impl SlotGuard {
+    pub(super) fn slot(&self) -> Rc<ConnectionSlot> {
+        Rc::clone(&self.0)
+    }
+
+    /// Serves the connection by `work`, which ends where its place is needed.
+    pub(super) fn serve(self, work: impl Future<Output = ()> + 'static) {
+        let slot = self.slot();
+        let task = tokio::task::spawn_local(async move {
+            let _guard = self;
+            work.await;
+        });
+        if let Some(entry) = slot.connections.all.borrow_mut().get_mut(&slot.id) {
+            entry.task = Some(task.abort_handle());
+        }
+    }
+}
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
@@ -192,19 +211,6 @@ pub struct BodyReadGuard(Rc<ConnectionSlot>);
 pub struct WaitGuard(Rc<ConnectionSlot>);
 
 impl ConnectionSlot {
-    /// Serves the connection by `work`, which ends where its place is needed. It leaves the list however that
-    /// ends.
-    pub(super) fn serve(self: Rc<Self>, work: impl Future<Output = ()> + 'static) {
-        let guard = SlotGuard(Rc::clone(&self));
-        let task = tokio::task::spawn_local(async move {
-            let _guard = guard;
-            work.await;
-        });
-        if let Some(entry) = self.connections.all.borrow_mut().get_mut(&self.id) {
-            entry.task = Some(task.abort_handle());
-        }
-    }
-
     /// A request begins; `None`: there are too many of them, from this address or in all.
     pub fn begin(self: &Rc<Self>, kind: Kind, client: IpAddr) -> Option<BusyGuard> {
         self.begun.set(self.begun.get() + 1);

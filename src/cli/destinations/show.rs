@@ -3,7 +3,7 @@
 use crate::cli::common;
 use crate::manage::List;
 use crate::manage::destinations::{
-    CountView, CreatedView, DeletedView, EnabledView, RotatedView, StatsView, TestView, View,
+    AttemptsView, CountView, CreatedView, DeletedView, EnabledView, RotatedView, StatsView, TestView, View,
 };
 
 /// What is said of a filter that is larger than one can be.
@@ -14,13 +14,13 @@ pub(super) fn list(page: &List<View>) {
         [
             one.id.to_string(),
             one.name.clone(),
-            switched(one.enabled),
+            common::state(one.health.state),
             one.url.clone(),
             one.event_types.join(","),
-            one.disabled_reason.clone().unwrap_or_default(),
+            one.health.text.clone(),
         ]
     };
-    let headings = ["ID", "NAME", "STATE", "URL", "EVENT TYPES", "WHY DISABLED"];
+    let headings = ["ID", "NAME", "STATE", "URL", "EVENT TYPES", "HEALTH"];
     common::table(headings, page.items.iter().map(row));
     common::next(page.next_cursor.as_ref());
 }
@@ -122,16 +122,18 @@ pub(super) fn stats(stats: &StatsView) {
     let count = |CountView { count, complete }: CountView| {
         Some(format!("{}{count}", if complete { "" } else { "more than " }))
     };
-    let rate = stats.success_rate.map(|rate| format!("{:.1} % of the latest", rate * 100.0));
+    let rate = |of: &AttemptsView| {
+        let all = of.succeeded + of.failed;
+        of.success_rate.map(|rate| format!("{:.1} % of {all} attempts", rate * 100.0))
+    };
     common::fields([
-        ("state", Some(switched(stats.enabled))),
-        ("disabled", stats.disabled_at.clone()),
-        ("why", stats.disabled_reason.clone()),
+        ("health", Some(stats.health.text.clone())),
         ("pending", count(stats.deliveries.pending)),
         ("failed", count(stats.deliveries.failed)),
         ("delivered", count(stats.deliveries.delivered)),
         ("dead", count(stats.deliveries.dead)),
-        ("success", rate),
+        ("last 15 minutes", rate(&stats.last_15_minutes)),
+        ("last 24 hours", rate(&stats.last_24_hours)),
         ("oldest waits", stats.oldest_pending_age_seconds.map(|age| format!("{age:.1} s"))),
         ("breaker", Some(common::state(stats.breaker))),
         ("tripped", stats.tripped_at.clone()),

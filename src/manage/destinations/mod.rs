@@ -30,7 +30,7 @@ use crate::store::destinations::{self, managed};
 
 pub use self::changes::{Changes, EventTypePattern, SettingsChanges};
 pub use self::probe::{Probe, TestView, prepare};
-pub use self::stats::{CountView, CountsView, LatencyView, StatsView, stats};
+pub use self::stats::{AttemptsView, CountView, CountsView, LatencyView, StatsView, stats};
 pub use self::switch::{
     DEFAULT_OVERLAP_SECONDS, Disable, EnabledView, MissedView, Rotate, RotatedView, disable, enable, rotate,
 };
@@ -260,6 +260,8 @@ fn blank(org: OrgId) -> managed::Written {
         version: 0,
         disabled_at: None,
         disabled_reason: None,
+        saved: Default::default(),
+        now: Default::default(),
     }
 }
 

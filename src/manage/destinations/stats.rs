@@ -3,12 +3,13 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::view::{HealthView, health};
 use super::{unknown, written};
 use crate::actors::metrics::Figures;
 use crate::manage::{Fault, Principal};
 use crate::model::{DbTime, DestinationId, OrgId};
 use crate::store::Connection;
-use crate::store::destinations::stats::{self, Count, Found};
+use crate::store::destinations::stats::{self, Count, Found, Rate};
 
 /// How a destination does, as far as it is known.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -16,8 +17,12 @@ use crate::store::destinations::stats::{self, Count, Found};
 pub struct StatsView {
     /// Deliveries by status.
     pub deliveries: CountsView,
-    /// The part of the latest 1,000 settled deliveries that was delivered, 0 to 1; null: none is settled.
-    pub success_rate: Option<f64>,
+    /// How it is.
+    pub health: HealthView,
+    /// Attempts of the last 15 minutes.
+    pub last_15_minutes: AttemptsView,
+    /// Attempts of the last 24 hours.
+    pub last_24_hours: AttemptsView,
     /// How long requests take; null where no dispatcher in this process has made any.
     pub latency: Option<LatencyView>,
     /// How long the oldest delivery that waits has waited; null: none waits.
@@ -59,6 +64,18 @@ pub struct CountsView {
     pub dead: CountView,
 }
 
+/// How attempts of some time ended, of the latest 2,000 deliveries in each status.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = AttemptCounts)]
+pub struct AttemptsView {
+    /// Attempts that delivered.
+    pub succeeded: i64,
+    /// Attempts that failed.
+    pub failed: i64,
+    /// The part that delivered, 0 to 1; null: there were none.
+    pub success_rate: Option<f64>,
+}
+
 /// How many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = CappedCount)]
@@ -93,14 +110,17 @@ pub async fn stats(
     figures: Option<&Figures>,
 ) -> Result<StatsView, Fault> {
     let written = written(db, org, id).await?;
-    let Found { counts, settled, delivered, oldest, now, saved } =
+    let Found { counts, rates, oldest, now, saved } =
         stats::read(db, id).await?.ok_or_else(|| unknown(id))?;
     let [pending, failed, delivered_rows, dead] =
         counts.map(|Count { count, complete }| CountView { count, complete });
     let time = |time: Option<DbTime>| time.map(DbTime::iso);
+    let [last_15_minutes, last_24_hours] = rates.map(attempts);
     Ok(StatsView {
         deliveries: CountsView { pending, failed, delivered: delivered_rows, dead },
-        success_rate: (settled > 0).then(|| delivered as f64 / settled as f64),
+        health: health(&written, principal),
+        last_15_minutes,
+        last_24_hours,
         latency: figures.and_then(latency),
         oldest_pending_age_seconds: oldest.map(|oldest| now.since(oldest).as_secs_f64()),
         enabled: written.enabled,
@@ -112,6 +132,11 @@ pub async fn stats(
         disabled_at: time(written.disabled_at.filter(|_| !written.enabled)),
         disabled_reason: principal.optional_text(written.disabled_reason).filter(|_| !written.enabled),
     })
+}
+
+fn attempts(Rate { succeeded, failed }: Rate) -> AttemptsView {
+    let all = succeeded + failed;
+    AttemptsView { succeeded, failed, success_rate: (all > 0).then(|| succeeded as f64 / all as f64) }
 }
 
 fn latency(figures: &Figures) -> Option<LatencyView> {

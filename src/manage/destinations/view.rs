@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::manage::Principal;
+use crate::manage::{Principal, why};
 use crate::model::{DbTime, Settings};
 use crate::store::destinations::managed::Written;
 
@@ -48,6 +48,8 @@ pub struct View {
     pub disabled_at: Option<String>,
     /// Why it was disabled.
     pub disabled_reason: Option<String>,
+    /// How it is.
+    pub health: HealthView,
     /// Events of one request.
     pub batch_size: u32,
     /// Limit of a request.
@@ -68,6 +70,17 @@ pub struct View {
     pub updated_at: String,
     /// Another one whenever it changes: an update can ask that it be still this one.
     pub version: String,
+}
+
+/// How a destination is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = DestinationHealth)]
+pub struct HealthView {
+    /// `ok`, `failing`, `paused`, `tripped` or `disabled`.
+    pub state: &'static str,
+    /// The same in words, with since when, until when and why.
+    #[schema(example = "tripped since 2026-01-31T12:00:00Z, next probe at 2026-01-31T12:05:00Z")]
+    pub text: String,
 }
 
 /// The settings of a destination as they are shown.
@@ -119,6 +132,7 @@ pub struct SettingsView {
 impl View {
     pub(super) fn of(written: Written, principal: Principal) -> View {
         let version = version(&written);
+        let health = health(&written, principal);
         let Written { destination, .. } = written;
         View {
             id: destination.id.0,
@@ -131,6 +145,7 @@ impl View {
             event_filter: written.event_filter.map(raw),
             enabled: written.enabled,
             disabled_at: written.disabled_at.filter(|_| !written.enabled).map(DbTime::iso),
+            health,
             disabled_reason: principal.optional_text(written.disabled_reason).filter(|_| !written.enabled),
             batch_size: destination.batch_size,
             timeout_ms: destination.timeout.as_millis() as u64,
@@ -170,6 +185,14 @@ impl SettingsView {
             tls_ca: settings.tls_ca,
         }
     }
+}
+
+/// How a destination is, in words.
+pub(super) fn health(written: &Written, principal: Principal) -> HealthView {
+    let Written { enabled, disabled_at, disabled_reason, saved, now, .. } = written;
+    let disabled = (!enabled).then_some((*disabled_at, disabled_reason.as_deref()));
+    let (state, text) = why::health(disabled, saved, *now);
+    HealthView { state, text: principal.text(text) }
 }
 
 /// The version as it is shown: opaque, so that nobody counts on its form.

@@ -163,7 +163,8 @@ impl ClaimSql {
                 ("{NEXT}", next),
                 ("{NULLS}", NULLS),
             ];
-            Arc::from(parts.iter().fold(claim.to_owned(), |text, (name, part)| text.replace(name, part)))
+            let text = parts.iter().fold(claim.to_owned(), |text, (name, part)| text.replace(name, part));
+            Arc::from(schema::qualified(&text))
         };
         let texts = |claim: &str, parts: [&str; 4]| Texts {
             plain: text(claim, TAKE, parts),
@@ -259,7 +260,7 @@ where
     for<'t> &'t [T]: Encode<'t, Postgres>,
 {
     let bigint = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let query = schema::query(AssertSqlSafe(Arc::clone(text)))
+    let query = sqlx::query(AssertSqlSafe(Arc::clone(text)))
         .bind(asks.iter().map(|ask| ask.destination.0).collect::<Vec<_>>())
         .bind(asks.iter().map(|ask| ask.want as i32).collect::<Vec<_>>())
         .bind(from)

@@ -18,6 +18,7 @@ mod record;
 mod renew;
 mod requeue;
 mod set_aside;
+pub mod standing;
 
 use std::time::Duration;
 

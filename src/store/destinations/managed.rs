@@ -7,8 +7,9 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Postgres, Row};
 use uuid::Uuid;
 
-use super::read_destination;
+use super::{read_destination, read_saved};
 use crate::model::{DbTime, Destination, DestinationId, OrgId, Secret};
+use crate::policy::health::Saved;
 use crate::store::page::{Page, Position};
 use crate::store::schema;
 use crate::store::{StoreError, in_time};
@@ -37,6 +38,10 @@ pub struct Written {
     pub disabled_at: Option<DbTime>,
     /// And why.
     pub disabled_reason: Option<String>,
+    /// What is remembered of its health.
+    pub saved: Saved,
+    /// The database's clock.
+    pub now: DbTime,
 }
 
 /// Filters have at most 8 KiB; larger ones are older than that limit, and some of them print as megabytes.
@@ -63,7 +68,8 @@ macro_rules! select {
             " AS event_filter, w.enabled IS NOT FALSE AS enabled, ",
             created_at!(),
             " AS created_at, coalesce(w.updated_at, 'epoch') AS updated_at, t.disabled_at,
-            t.disabled_reason, ",
+            t.disabled_reason, t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since,
+            t.last_success_at, timezone('UTC', clock_timestamp()) AS now, ",
             version!(),
             " AS version",
             $more,
@@ -167,6 +173,8 @@ fn read(row: &PgRow) -> Result<Written, sqlx::Error> {
         version: row.try_get("version")?,
         disabled_at: row.try_get("disabled_at")?,
         disabled_reason: row.try_get("disabled_reason")?,
+        saved: read_saved(row)?,
+        now: row.try_get("now")?,
     })
 }
 

@@ -5,13 +5,14 @@ use sqlx::postgres::PgConnection;
 
 use crate::model::{DbTime, DestinationId};
 use crate::policy::health::Saved;
+use crate::store::destinations::read_saved;
 use crate::store::schema;
 use crate::store::{StoreError, in_time};
 
 /// Deliveries of one status are counted up to this many.
 const MOST_COUNTED: i64 = 10_000;
-/// Settled deliveries of which the delivered part is told: the latest.
-const SETTLED: i64 = 1_000;
+/// Deliveries of each status whose attempts are counted: the latest.
+const LATEST: i64 = 2_000;
 
 /// A number that may be larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +23,22 @@ pub struct Count {
     pub complete: bool,
 }
 
+/// How attempts of some time ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Those that delivered.
+    pub succeeded: i64,
+    /// Those that failed.
+    pub failed: i64,
+}
+
 /// What was found.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
     /// Deliveries that are pending, failed, delivered, dead.
     pub counts: [Count; 4],
-    /// The latest settled deliveries, at most a thousand.
-    pub settled: i64,
-    /// How many of those were delivered.
-    pub delivered: i64,
+    /// Attempts of the last 15 minutes and of the last 24 hours.
+    pub rates: [Rate; 2],
     /// When the oldest one that waits was queued.
     pub oldest: Option<DbTime>,
     /// The database's clock.
@@ -47,24 +55,43 @@ const READ: &str = "
         WHERE d.destination_id = $1 AND d.status IN ('pending', 'failed')
         ORDER BY d.created_at DESC, d.id DESC LIMIT $2
     ),
+    clock AS MATERIALIZED (SELECT timezone('UTC', clock_timestamp()) AS now),
     newest AS MATERIALIZED (
-        SELECT q.status, n.created_at FROM unnest(ARRAY['delivered', 'dead']) q (status)
+        SELECT n.id, n.delivered_at FROM unnest(ARRAY['delivered', 'failed', 'dead']) q (status)
         CROSS JOIN LATERAL (
-            SELECT d.created_at FROM public.webhook_deliveries d
+            SELECT d.id, d.delivered_at FROM public.webhook_deliveries d
             WHERE d.destination_id = $1 AND d.status = q.status
               AND d.status IN ('delivered', 'failed', 'dead')
             ORDER BY d.created_at DESC, d.id DESC LIMIT $3
-        ) n ORDER BY n.created_at DESC LIMIT $3
+        ) n
+    ),
+    -- what is paused or spared has attempts, and is pending
+    attempted AS MATERIALIZED (
+        SELECT id FROM newest
+        UNION ALL
+        (SELECT d.id FROM public.webhook_deliveries d
+         WHERE d.destination_id = $1 AND d.status IN ('pending', 'failed') AND d.status = 'pending'
+         ORDER BY d.created_at, d.id LIMIT $3)
+    ),
+    ended AS (
+        SELECT n.delivered_at AS at, true AS ok FROM newest n WHERE n.delivered_at IS NOT NULL
+        UNION ALL
+        SELECT a.started_at, false FROM attempted n JOIN public.posthaste_attempts a ON a.delivery_id = n.id
+    ),
+    rates AS (
+        SELECT count(*) FILTER (WHERE e.ok) AS ok_day, count(*) FILTER (WHERE NOT e.ok) AS failed_day,
+            count(*) FILTER (WHERE e.ok AND e.at > k.now - interval '15 minutes') AS ok_quarter,
+            count(*) FILTER (WHERE NOT e.ok AND e.at > k.now - interval '15 minutes') AS failed_quarter
+        FROM ended e CROSS JOIN clock k WHERE e.at > k.now - interval '24 hours'
     )
     SELECT (SELECT count(*) FROM open) AS open,
         (SELECT count(*) FROM open WHERE status = 'pending') AS pending,
         c.*,
-        (SELECT count(*) FROM newest) AS settled,
-        (SELECT count(*) FROM newest WHERE status = 'delivered') AS share,
+        r.*,
         (SELECT d.created_at FROM public.webhook_deliveries d
          WHERE d.destination_id = $1 AND d.status IN ('pending', 'failed')
          ORDER BY d.created_at, d.id LIMIT 1) AS oldest,
-        timezone('UTC', clock_timestamp()) AS now,
+        k.now,
         t.paused_until, t.tripped_at, t.next_probe_at, t.failing_since, t.last_success_at
     FROM public.webhook_destinations w
     CROSS JOIN LATERAL (
@@ -77,6 +104,7 @@ const READ: &str = "
                   AND d.status IN ('delivered', 'failed', 'dead') LIMIT $2) part) AS count
               FROM unnest(ARRAY['delivered', 'failed', 'dead']) q (status)) n
     ) c
+    CROSS JOIN rates r CROSS JOIN clock k
     LEFT JOIN public.posthaste_destination_state t ON t.destination_id = w.id
     WHERE w.id = $1";
 
@@ -85,7 +113,7 @@ const READ: &str = "
 /// # Errors
 /// Whatever the database says.
 pub async fn read(db: &mut PgConnection, id: DestinationId) -> Result<Option<Found>, StoreError> {
-    let query = schema::query(READ).bind(id.0).bind(MOST_COUNTED).bind(SETTLED);
+    let query = schema::query(READ).bind(id.0).bind(MOST_COUNTED).bind(LATEST);
     let Some(row) = in_time(query.persistent(false).fetch_optional(db)).await? else { return Ok(None) };
     let number = |name: &str| row.try_get::<i64, _>(name);
     let count = |name: &str| {
@@ -95,16 +123,12 @@ pub async fn read(db: &mut PgConnection, id: DestinationId) -> Result<Option<Fou
     let pending = Count { count: number("pending")?, complete: number("open")? < MOST_COUNTED };
     Ok(Some(Found {
         counts: [pending, count("failed")?, count("delivered")?, count("dead")?],
-        settled: number("settled")?,
-        delivered: number("share")?,
+        rates: [
+            Rate { succeeded: number("ok_quarter")?, failed: number("failed_quarter")? },
+            Rate { succeeded: number("ok_day")?, failed: number("failed_day")? },
+        ],
         oldest: row.try_get("oldest").map_err(StoreError::from)?,
         now: row.try_get("now").map_err(StoreError::from)?,
-        saved: Saved {
-            paused_until: row.try_get("paused_until").map_err(StoreError::from)?,
-            tripped_at: row.try_get("tripped_at").map_err(StoreError::from)?,
-            next_probe_at: row.try_get("next_probe_at").map_err(StoreError::from)?,
-            failing_since: row.try_get("failing_since").map_err(StoreError::from)?,
-            last_success_at: row.try_get("last_success_at").map_err(StoreError::from)?,
-        },
+        saved: read_saved(&row)?,
     }))
 }

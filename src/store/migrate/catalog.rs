@@ -49,7 +49,7 @@ pub struct Constraint {
     pub definition: String,
     /// The columns it is about, in its order.
     pub columns: Vec<String>,
-    /// The table it refers to, where it is a foreign key.
+    /// The table it refers to, where it is a foreign key: with its schema, where that is another one.
     pub refers_to: Option<String>,
     /// Whether all rows are known to obey it.
     pub validated: bool,
@@ -172,7 +172,8 @@ const CONSTRAINTS: &str =
     "SELECT c.relname::text, k.conname::text, k.contype::text, pg_get_constraintdef(k.oid),
         ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS key (num, n)
               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = key.num ORDER BY n),
-        r.relname::text, k.convalidated
+        CASE WHEN r.relnamespace <> c.relnamespace THEN r.relnamespace::regnamespace::text || '.' ELSE '' END
+            || r.relname, k.convalidated
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_class r ON r.oid = k.confrelid
     WHERE c.relnamespace = to_regnamespace('public') AND k.contype IN ('p', 'u', 'f', 'c')";
 
@@ -199,8 +200,9 @@ const FUNCTIONS: &str = "SELECT p.proname::text, oidvectortypes(p.proargtypes), 
     WHERE p.pronamespace = to_regnamespace('public') AND p.proname LIKE 'posthaste\\_%'";
 
 // Also those of temporary tables, which other sessions have.
-const FOREIGN_TRIGGERS: &str = "SELECT t.tgname::text, t.tgrelid::regclass::text, p.proname::text
-    FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+const FOREIGN_TRIGGERS: &str = "SELECT t.tgname::text, format('%I.%I', n.nspname, r.relname), p.proname::text
+    FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class r ON r.oid = t.tgrelid
+        JOIN pg_namespace n ON n.oid = r.relnamespace
     WHERE p.pronamespace = to_regnamespace('public') AND p.proname LIKE 'posthaste\\_%'
         AND t.tgrelid NOT IN (SELECT c.oid FROM pg_class c
             WHERE c.relnamespace = to_regnamespace('public') AND c.relname = ANY ($1))";

@@ -136,6 +136,9 @@ impl Choices {
 pub async fn migrate(options: &ConnectOptions, told: Options) -> Result<Report, MigrateError> {
     // Locks and settings of a session that is not one would stay with whoever gets it next.
     let mut conn = connect(&fitting(options).await?).await?;
+    if let Err(fault) = schema::access(&mut conn).await? {
+        return Err(MigrateError::Faults(vec![fault.to_string()]));
+    }
     let shadows = shadows(&mut conn).await?;
     if !shadows.is_empty() {
         return Err(MigrateError::Faults(shadows.iter().map(|shadow| shadowed(shadow)).collect()));

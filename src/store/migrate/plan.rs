@@ -5,15 +5,15 @@
 //! most.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection as _, Row, raw_sql};
 
 use super::catalog::{Catalog, Constraint};
 use super::checks::{Sayings, sayings};
 use super::faults::has_unique;
-use super::script::{Function, MIGRATIONS, Makes, Statement, columns_of};
-use super::trial::{Trial, expression};
+use super::script::{Function, MIGRATIONS, Makes, Statement, columns_of, written};
+use super::trial::{Trial, expression, stripped};
 use super::{Choices, STAND_INS};
-use crate::store::schema;
+use crate::store::schema::{self, quoted};
 
 /// How a step must be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Plan {
     }
 
     /// A statement that holds words of the application, and names the schema itself.
-    fn lock_foreign(&mut self, statement: String) {
+    fn lock_verbatim(&mut self, statement: String) {
         self.steps.push(Step { mode: Mode::Locking, statements: vec![statement] });
     }
 }
@@ -215,7 +215,7 @@ async fn constraint(
             }
         }
         _ => {
-            plan.lock(format!("{add} {definition} NOT VALID"));
+            plan.lock(format!("{add} {} NOT VALID", written(definition)));
             plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
         }
     }
@@ -231,7 +231,8 @@ async fn replace(
 ) -> Result<(), sqlx::Error> {
     if rows_obey(conn, catalog, table, definition).await? {
         plan.lock(format!(
-            "ALTER TABLE public.{table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} {definition} NOT VALID"
+            "ALTER TABLE public.{table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} {} NOT VALID",
+            written(definition)
         ));
         plan.lock(format!("ALTER TABLE public.{table} VALIDATE CONSTRAINT {name}"));
     } else {
@@ -256,16 +257,29 @@ async fn widen(
         }
     }
     if !added.is_empty() {
-        let (name, expression) = (quoted(&old.name), expression(old));
+        let verbatim = verbatim(conn, old).await?;
+        let (name, expression) = (quoted(&old.name), stripped(&verbatim));
         let alter = format!("ALTER TABLE {}.webhook_destinations", schema::name());
-        plan.lock_foreign(format!(
+        plan.lock_verbatim(format!(
             "{alter} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} CHECK ({expression}{added}) NOT VALID"
         ));
         if old.validated {
-            plan.lock_foreign(format!("{alter} VALIDATE CONSTRAINT {name}"));
+            plan.lock_verbatim(format!("{alter} VALIDATE CONSTRAINT {name}"));
         }
     }
     Ok(())
+}
+
+/// What a constraint says, with everything named in full: it may be read under another search_path.
+async fn verbatim(conn: &mut PgConnection, constraint: &Constraint) -> Result<String, sqlx::Error> {
+    let sql = "SELECT pg_get_constraintdef(k.oid) FROM pg_constraint k
+        WHERE k.conrelid = to_regclass('public.' || $1) AND k.conname = $2";
+    let mut transaction = conn.begin().await?;
+    raw_sql("SET LOCAL search_path = pg_catalog").execute(&mut *transaction).await?;
+    let query = schema::query(sql).bind(&constraint.table).bind(&constraint.name).persistent(false);
+    let definition = query.fetch_one(&mut *transaction).await?.get(0);
+    transaction.rollback().await?;
+    Ok(definition)
 }
 
 /// Whether a constraint of another name does what `definition` would do. What an application's own CHECK says
@@ -426,7 +440,9 @@ fn trigger(catalog: &Catalog, plan: &mut Plan, choices: Choices, [table, name, s
 
 /// Whether both say the same: of a column whose type is a domain PostgreSQL prints the type as well.
 fn same_trigger(one: &str, other: &str) -> bool {
-    let bare = |text: &str| text.replace("::boolean", "").replace(['(', ')'], "");
+    let bare = |text: &str| {
+        text.replace("::boolean", "").replace("FUNCTION public.", "FUNCTION ").replace(['(', ')'], "")
+    };
     bare(one) == bare(other)
 }
 
@@ -454,7 +470,7 @@ async fn policies(
         }
         let me: String =
             schema::query("SELECT quote_ident(current_user)").fetch_one(&mut *conn).await?.get(0);
-        plan.lock(fan_out_policy(table, &me));
+        plan.lock_verbatim(fan_out_policy(table, &me));
         plan.notices.push(format!(
             "row-level security of {table} is forced on {me}: a policy lets the trigger through, and \
              nothing else"
@@ -478,8 +494,4 @@ fn bookkeeping(catalog: &Catalog, plan: &mut Plan, choices: Choices) {
             "INSERT INTO public.posthaste_migrations (version, name) VALUES ({version}, '{name}')"
         ));
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

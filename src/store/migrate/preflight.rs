@@ -5,7 +5,7 @@
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::catalog::{Catalog, Column};
+use super::catalog::{Catalog, Column, Constraint};
 use super::faults::has_unique;
 use super::samples::{deliveries, destinations};
 use super::script::columns_of;
@@ -127,6 +127,7 @@ async fn find(
     coarse(catalog, &mut findings);
     collisions(catalog, fan_out, &mut findings);
     strange_keys(catalog, &mut findings);
+    organizations_elsewhere(catalog, &mut findings);
     if findings.iter().all(|finding| !finding.stops) {
         findings.extend(refusals(conn, catalog).await?);
     }
@@ -336,6 +337,23 @@ fn strange_keys(catalog: &Catalog, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Organizations that are somebody else's: ours would be an empty table that knows none of them.
+fn organizations_elsewhere(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let of_events = |c: &&Constraint| [EVENTS, DESTINATIONS].contains(&c.table.as_str()) && c.kind == "f";
+    for key in catalog.constraints.iter().filter(of_events).filter(|key| key.columns == ["org_id"]) {
+        if let Some(other) = key.refers_to.as_ref().filter(|name| name.contains('.')) {
+            findings.push(told(
+                format!(
+                    "{}.org_id refers to {other}, by {}, in another schema: the API knows none of its \
+                     organizations, and can make no keys for them",
+                    key.table, key.name
+                ),
+                format!("ALTER TABLE {other} SET SCHEMA {}, if the API is to be used", schema::name()),
+            ));
+        }
+    }
+}
+
 /// What CHECKs and types refuse of what we write.
 async fn refusals(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
@@ -390,10 +408,10 @@ fn mend(catalog: &Catalog, table: &str, refusal: &Refusal) -> String {
         ),
         By::Check { name, .. } => format!("{alter} DROP CONSTRAINT \"{name}\""),
         By::Domain { constraint: Some(name), domain } => {
-            format!("ALTER DOMAIN {schema}.\"{domain}\" DROP CONSTRAINT \"{name}\"")
+            format!("ALTER DOMAIN {domain} DROP CONSTRAINT \"{name}\"")
         }
         By::Domain { constraint: None, domain } => {
-            format!("ALTER DOMAIN {schema}.\"{domain}\" DROP NOT NULL")
+            format!("ALTER DOMAIN {domain} DROP NOT NULL")
         }
         By::Default(_) => {
             let column = format!("ALTER COLUMN \"{}\"", refusal.columns.join("\", \""));

@@ -20,7 +20,7 @@ pub const LEAST_RIGHTS: i32 = 8;
 /// definition counts. Numbers rise and need not be dense: no number is used for two things, and not every one
 /// that somebody has begun with is finished. What is applied is compared number by number, so that a gap
 /// hides nothing.
-pub const MIGRATIONS: [Migration; 9] = [
+pub const MIGRATIONS: [Migration; 10] = [
     Migration {
         version: 1,
         name: "given_tables",
@@ -46,6 +46,11 @@ pub const MIGRATIONS: [Migration; 9] = [
         name: "adopted_tables",
         sql: include_str!("../../../migrations/0010_adopted_tables.sql"),
     },
+    Migration {
+        version: 12,
+        name: "disabled_periods",
+        sql: include_str!("../../../migrations/0012_disabled_periods.sql"),
+    },
 ];
 
 /// What a statement makes. Names are without their schema.
@@ -53,8 +58,9 @@ pub const MIGRATIONS: [Migration; 9] = [
 pub enum Makes {
     /// A table with these columns, and these storage parameters: `name = value`.
     Table { name: &'static str, columns: Vec<Column>, storage: Vec<&'static str> },
-    /// A constraint of a table; `definition` as `pg_get_constraintdef` prints it.
-    Constraint { table: &'static str, name: &'static str, definition: &'static str },
+    /// A constraint of a table; `definition` as `pg_get_constraintdef` prints it where the schema is in the
+    /// search_path.
+    Constraint { table: &'static str, name: &'static str, definition: String },
     /// An index of a table; `definition` is what follows `ON`, as `pg_get_indexdef` prints it.
     Index { table: &'static str, name: &'static str, definition: &'static str },
     /// A function.
@@ -78,6 +84,11 @@ pub struct Function {
     pub settings: Vec<String>,
     /// What stands between its `$$`.
     pub body: &'static str,
+}
+
+/// A definition of a constraint as it is to be written: what it refers to is named in full.
+pub fn written(definition: &str) -> String {
+    definition.replace(" REFERENCES ", " REFERENCES public.")
 }
 
 /// A statement and what it makes.
@@ -153,7 +164,11 @@ fn column(line: &'static str) -> Column {
 fn constraint(sql: &'static str) -> Option<Makes> {
     let (table, rest) = sql.strip_prefix("ALTER TABLE public.")?.split_once(" ADD CONSTRAINT ")?;
     let (name, definition) = rest.split_once(' ')?;
-    Some(Makes::Constraint { table, name, definition })
+    Some(Makes::Constraint {
+        table,
+        name,
+        definition: definition.replace(" REFERENCES public.", " REFERENCES "),
+    })
 }
 
 fn index(sql: &'static str) -> Option<Makes> {
@@ -213,7 +228,7 @@ mod tests {
     fn every_statement_of_every_migration_is_understood() {
         let all = statements();
         let count = |wanted: fn(&Makes) -> bool| all.iter().filter(|s| wanted(&s.makes)).count();
-        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 14);
+        assert_eq!(count(|m| matches!(m, Makes::Table { .. })), 15);
         assert_eq!(count(|m| matches!(m, Makes::Trigger { .. })), 10);
         let sources = MIGRATIONS.map(|m| m.sql).concat();
         let written = |words: &str| sources.lines().filter(|line| line.starts_with(words)).count();

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::catalog::Constraint;
-use crate::store::schema;
+use crate::store::schema::{self, quoted};
 
 /// A row as one of our statements leaves it.
 pub struct Sample {
@@ -34,7 +34,8 @@ pub enum By {
     Check { name: String, expression: String, failure: Option<String> },
     /// The default of a column that we do not write: PostgreSQL's message.
     Default(String),
-    /// A CHECK or the NOT NULL of a domain: its name, if it has one, and the domain's.
+    /// A CHECK or the NOT NULL of a domain: its name, if it has one, and the domain's, in quotes and with its
+    /// schema.
     Domain { constraint: Option<String>, domain: String },
     /// The type of the column, or an expression: PostgreSQL's message.
     Value(String),
@@ -262,7 +263,8 @@ pub fn expression(check: &Constraint) -> &str {
     stripped(&check.definition)
 }
 
-fn stripped(definition: &str) -> &str {
+/// The expression of a CHECK, in parentheses.
+pub fn stripped(definition: &str) -> &str {
     let text = definition.trim_end_matches(" NOT VALID").trim_end_matches(" NO INHERIT");
     text.strip_prefix("CHECK ").unwrap_or(text)
 }
@@ -293,8 +295,11 @@ async fn asked(
         Err(sqlx::Error::Database(error)) => error,
         Err(error) => return Err(error),
     };
-    let domain =
-        refused.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|error| error.data_type());
+    let of_postgresql = refused.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
+    let domain = of_postgresql.and_then(|error| {
+        let [schema, name] = [error.schema()?, error.data_type()?].map(quoted);
+        Some(format!("{schema}.{name}"))
+    });
     Ok(match (refused.code().as_deref(), domain) {
         // Rights, and what belongs to the moment.
         (None, _) => Answer::Unknown,
@@ -303,14 +308,9 @@ async fn asked(
         }
         // A CHECK that looks at a system column cannot be asked about a row that is not there.
         (Some("42703"), _) => Answer::Unknown,
-        (Some("23514" | "23502"), Some(domain)) => Answer::Refused(By::Domain {
-            constraint: refused.constraint().map(str::to_owned),
-            domain: domain.to_owned(),
-        }),
+        (Some("23514" | "23502"), Some(domain)) => {
+            Answer::Refused(By::Domain { constraint: refused.constraint().map(str::to_owned), domain })
+        }
         _ => Answer::Refused(By::Value(refused.message().to_owned())),
     })
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

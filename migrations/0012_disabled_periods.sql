@@ -1,0 +1,3 @@
+-- When destinations were disabled the last time, so that an event that was not queued can be explained. The table
+-- stands in 0002 and the function in 0003: functions are made after the tables of earlier files. By this number
+-- `serve` knows whether they have been made.
