@@ -48,6 +48,7 @@ async fn holds(language: &str) {
     let start = format!("{language} ");
     let blocks = page("docs/receiving.md").blocks();
     let block = blocks.iter().find(|block| block.info.starts_with(&start)).unwrap();
+    // Nobody has to install six languages to work on this program.
     let Some(running) = Running::start(block) else {
         return eprintln!("{language} is not installed, so its receiver was not run");
     };
