@@ -58,8 +58,18 @@ const BANS: [(&str, &[&str]); 16] = [
 const IMPURE: [&str; 8] = ["async", "await", "log", "tokio", "actix", "fs", "env", "fastrand"];
 
 /// Everything that may stand at the top level, besides hidden files and what cargo builds.
-const TOP_LEVEL: [&str; 9] =
-    ["Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "examples", "migrations", "src", "target", "tests"];
+const TOP_LEVEL: [&str; 10] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "docs",
+    "examples",
+    "migrations",
+    "src",
+    "target",
+    "tests",
+];
 
 const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 80;

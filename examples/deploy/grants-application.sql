@@ -1,9 +1,14 @@
 -- The least that an application needs that writes events and manages the destinations of its tenants. Run it as the
 -- owner of the tables, after `posthaste migrate`:
 --
+-- As for any role, a superuser creates it first: CREATE ROLE application LOGIN PASSWORD '…';
+--
 --   psql -v role=application -f grants-application.sql "$DATABASE_URL"
 --
 -- An application that owns the tables has these rights already.
+
+-- A statement that fails ends the script, so that half of the rights do not look like all of them.
+\set ON_ERROR_STOP on
 
 GRANT USAGE ON SCHEMA public TO :"role";
 

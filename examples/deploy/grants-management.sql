@@ -6,6 +6,9 @@
 -- Without it everything is delivered all the same, and whoever tries to change a destination is told that it is not
 -- allowed.
 
+-- A statement that fails ends the script, so that half of the rights do not look like all of them.
+\set ON_ERROR_STOP on
+
 -- Everything of a destination that people set.
 GRANT INSERT ON public.webhook_destinations TO :"role";
 GRANT UPDATE (name, url, auth_type, auth_config, event_types, event_filter, enabled, batch_size, timeout_ms, retry_max,

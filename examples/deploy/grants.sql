@@ -1,9 +1,15 @@
--- The least that `posthaste serve` needs. Run it as the owner of the tables, after `posthaste migrate`:
+-- The least that `posthaste serve` needs. Run it as the owner of the tables, after `posthaste migrate`.
+-- The role comes first; a superuser, or a role with CREATEROLE, creates it:
+--
+--   CREATE ROLE posthaste LOGIN PASSWORD '…';
 --
 --   psql -v role=posthaste -f grants.sql "$DATABASE_URL"
 --
 -- The role needs no further right: no superuser, no CREATE, no BYPASSRLS (where row-level security is enabled,
 -- `posthaste check` prints the policies that it needs).
+
+-- A statement that fails ends the script, so that half of the rights do not look like all of them.
+\set ON_ERROR_STOP on
 
 GRANT USAGE ON SCHEMA public TO :"role";
 

@@ -125,7 +125,7 @@
 //!   as much as with them (6 runs each, in turn): they stay.
 //! - Claims with `synchronous_commit=off`, results durable: `tenants` p50 1.6 ms before, 1.25 after alone, 8
 //!   to 14 and 4 to 8 beside; p99 and `drain` the same. A crash of the server would lose claims, and so send
-//!   twice what was in flight. Whoever wants that can have it (README, Performance).
+//!   twice what was in flight. Whoever wants that can have it (docs/performance.md).
 //! - Results that find their rows by version as well: the same (3 times 40 statements of 1,000 rows); a new
 //!   version is written to six indexes in any case, at 1.5 to 4 of 24 us each.
 //! - Claims that lock nothing before they write: 10.7 us per row before, 9.9 after. They would wait for

@@ -102,14 +102,21 @@ impl Db {
         .await;
     }
 
-    /// A new role with these rights (`:"role"` stands for its name) and the URL of this database for it.
+    /// A new role with these rights and the URL of this database for it.
     pub async fn role(&self, grants: &str) -> (String, Secret) {
         let role = format!("role_{}", Uuid::new_v4().simple());
         self.execute(&format!("CREATE ROLE {role} LOGIN")).await;
-        let grants = grants.replace(":\"role\"", &role);
-        sqlx::raw_sql(AssertSqlSafe(grants)).execute(&self.pool).await.unwrap();
+        self.grant(grants, &role).await;
         let url = with_user(&self.url, &role);
         (role, url)
+    }
+
+    /// Runs a file for psql that gives rights to a role: `:"role"` stands for its name, and what begins with
+    /// a backslash is for psql alone.
+    pub async fn grant(&self, grants: &str, role: &str) {
+        let sql: Vec<&str> = grants.lines().filter(|line| !line.starts_with('\\')).collect();
+        let sql = sql.join("\n").replace(":\"role\"", role);
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
     }
 
     /// Removes a role and its rights: roles belong to the server, not to the database.

@@ -26,7 +26,7 @@ mod tools;
 use std::time::{Duration, Instant};
 
 pub use cluster::{Server, fresh_dir};
-pub use db::{Db, NewDestination, migrate};
+pub use db::{Db, NewDestination, migrate, with_user};
 pub use invariants::{check_invariants, check_rows, leased};
 pub use posthaste::{Posthaste, Ready, free_port, request, run};
 pub use proxy::{End, Fault, Proxy};

@@ -1,4 +1,4 @@
-//! Memory: whatever waits, hangs or fails, the process stays below what the README says.
+//! Memory: whatever waits, hangs or fails, the process stays below what docs/operations.md says.
 
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgListener;
@@ -15,7 +15,7 @@ const MAX_EVENT_BYTES: u64 = 5 * MIB;
 /// Hanging requests are given back after this.
 const SHORT_GRACE: (&str, &str) = ("POSTHASTE_SHUTDOWN_GRACE", "100ms");
 
-/// The bound of the README.
+/// The bound of docs/operations.md.
 fn bound(budget: u64, destinations: usize) -> u64 {
     100 * MIB + 2 * (budget + MAX_EVENT_BYTES) + destinations as u64 * (MIB / 32)
 }

@@ -212,8 +212,7 @@ async fn with_the_rights_for_it_a_role_manages_and_without_them_it_is_told() {
         assert!(code == 1 && out.is_empty() && err.contains("permission denied"), "{err}");
     }
     assert_eq!(shell.json(&["destinations", "list"])["items"], json!([]));
-    let grants = MANAGEMENT.replace(":\"role\"", &role);
-    sqlx::raw_sql(sqlx::AssertSqlSafe(grants)).execute(&db.pool).await.unwrap();
+    db.grant(MANAGEMENT, &role).await;
     let id = shell.json(&create)["id"].as_str().unwrap().to_owned();
     shell.json(&["destinations", "update", &id, "--name", "b", "--ordered", "false"]);
     shell.json(&["destinations", "rotate-secret", &id]);

@@ -12,7 +12,10 @@ use crate::page::{Page, promtool};
 const SERVE: &str = include_str!("../../examples/deploy/grants.sql");
 const APPLICATION: &str = include_str!("../../examples/deploy/grants-application.sql");
 const UNIT: &str = include_str!("../../examples/deploy/posthaste.service");
+const MANAGEMENT: &str = include_str!("../../examples/deploy/grants-management.sql");
 const CONTAINER: &str = include_str!("../../examples/deploy/Dockerfile");
+const IGNORED: &str = include_str!("../../.dockerignore");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const DASHBOARD: &str = include_str!("../../examples/grafana.json");
 const ALERTS: &str = include_str!("../../examples/alerts.yml");
 
@@ -196,7 +199,37 @@ fn the_container_is_built_of_what_there_is_and_runs_without_rights() {
         CONTAINER.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|l| !l.contains("--from"));
     for line in copied {
         let (sources, _) = line.rsplit_once(' ').unwrap();
-        sources.split(' ').for_each(|source| assert!(root.join(source).exists(), "{source}"));
+        for source in sources.split(' ') {
+            assert!(root.join(source).exists(), "{source}");
+            assert!(IGNORED.lines().any(|line| line == format!("!{source}")), "{source} is ignored");
+        }
     }
+    assert!(IGNORED.lines().any(|line| line == "*"), "what is not copied is ignored");
     assert!(CONTAINER.contains("--locked --bin posthaste") && CONTAINER.contains("\nUSER 10001\n"));
+}
+
+/// The API is plain HTTP: a port that is published without an address is open to the network.
+#[test]
+fn the_container_is_published_on_loopback_only() {
+    for (file, text) in [("Dockerfile", CONTAINER), ("operations.md", OPERATIONS)] {
+        let mut words = text.split_whitespace();
+        let mut ports = Vec::new();
+        while let Some(word) = words.next() {
+            if word == "-p" || word == "--publish" {
+                ports.push(words.next().unwrap());
+            }
+        }
+        assert!(!ports.is_empty(), "{file} publishes nothing");
+        assert!(ports.iter().all(|port| port.starts_with("127.0.0.1:")), "{file}: {ports:?}");
+    }
+}
+
+#[test]
+fn the_files_of_rights_end_at_the_first_fault_and_say_how_the_role_is_made() {
+    for (file, sql) in [("serve", SERVE), ("application", APPLICATION), ("management", MANAGEMENT)] {
+        let stop = sql.find("\n\\set ON_ERROR_STOP on\n").unwrap_or_else(|| panic!("{file} goes on"));
+        assert!(sql.find("\nGRANT").is_some_and(|grant| stop < grant), "{file}: too late");
+    }
+    assert!(SERVE.contains("CREATE ROLE posthaste LOGIN"));
+    assert!(APPLICATION.contains("CREATE ROLE application LOGIN"));
 }

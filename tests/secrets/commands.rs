@@ -190,7 +190,7 @@ async fn a_secret_too_long_for_its_column_is_named_with_the_limit_and_the_others
 }
 
 #[tokio::test]
-async fn the_rights_that_the_readme_names_are_enough() {
+async fn the_rights_that_the_documentation_names_are_enough() {
     let db = Db::new().await;
     db.org().await;
     db.execute(MANY).await;

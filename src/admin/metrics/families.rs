@@ -1,4 +1,4 @@
-//! The names of all metrics, with what they mean: the README has the same table.
+//! The names of all metrics, with what they mean: docs/metrics.md has the same table.
 
 /// Series of one name.
 #[derive(Debug)]
