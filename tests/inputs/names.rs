@@ -96,7 +96,8 @@ async fn day(db: &Db) -> Vec<Value> {
     ordered.setting("ordered", true).insert().await;
     let api = Api::on(db).await;
     db.execute(&format!(
-        "INSERT INTO activity_logs (org_id, event_type, event_category, content, payload, client_name, created_at)
+        "INSERT INTO activity_logs
+            (org_id, event_type, event_category, content, payload, client_name, created_at)
          SELECT '{org}', 't.' || n, 'c', 'c' || n, jsonb_build_object('kind', 'x', 'amount', n * 100), 'me',
             timezone('UTC', now()) + n * interval '1 microsecond'
          FROM generate_series(1, 3) n ORDER BY n"

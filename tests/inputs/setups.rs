@@ -59,7 +59,8 @@ async fn settings_of_a_role_change_nothing() {
         let program = Posthaste::serve(&url).await;
         // An application has the same settings.
         let insert = format!(
-            "SET ROLE {role}; {} INSERT INTO public.activity_logs (org_id, event_type, event_category, payload)
+            "SET ROLE {role}; {}
+             INSERT INTO public.activity_logs (org_id, event_type, event_category, payload)
              SELECT '{org}', 't', 'c', jsonb_build_object('n', n) FROM generate_series(1, 3) n; RESET ROLE",
             settings.iter().map(|setting| format!("SET LOCAL {setting};")).collect::<String>()
         );
@@ -121,7 +122,8 @@ async fn grants_sql_is_enough_where_functions_belong_to_nobody() {
     drop_owner(&db, &owner).await;
 }
 
-/// A right that is missing is blamed on the file that grants it; PostgreSQL's own lines are nobody's business.
+/// A right that is missing is blamed on the file that grants it; the lines of PostgreSQL's own source are
+/// nobody's business.
 #[tokio::test]
 async fn what_the_database_says_is_told_without_the_lines_of_its_source() {
     let (db, receiver) = (Db::new().await, Receiver::start());

@@ -259,8 +259,8 @@ pub async fn delete(
 /// What a trigger that returns NULL, a rule or a policy has left as it was: PostgreSQL says no word about it.
 fn kept(what: &str, on: &str, table: &str) -> Fault {
     Fault::Conflict(format!(
-        "{what}: the database has left the row as it was, without an error. A trigger (BEFORE {on}, returning \
-         NULL), a rule or a policy of the application on {table} does that"
+        "{what}: the database has left the row as it was, without an error. A trigger (BEFORE {on}, \
+         returning NULL), a rule or a policy of the application on {table} does that"
     ))
 }
 

@@ -1,7 +1,7 @@
 //! Deleting a destination: its deliveries first, some at a time, then the row itself.
 //!
-//! PostgreSQL says no word where a trigger, a rule or a policy of the application keeps a row, so what was not
-//! deleted is told from what could not be.
+//! PostgreSQL says no word where a trigger, a rule or a policy of the application keeps a row, so what was
+//! not deleted is told from what could not be.
 
 use sqlx::postgres::PgConnection;
 
@@ -16,7 +16,8 @@ const DELETE_DELIVERIES: &str = "
         FOR UPDATE SKIP LOCKED
     ),
     deleted AS (
-        DELETE FROM public.webhook_deliveries d WHERE d.id = ANY (ARRAY(SELECT p.id FROM picked p)) RETURNING 1
+        DELETE FROM public.webhook_deliveries d
+        WHERE d.id = ANY (ARRAY(SELECT p.id FROM picked p)) RETURNING 1
     )
     SELECT (SELECT count(*) FROM picked), (SELECT count(*) FROM deleted)";
 

@@ -8,8 +8,9 @@ use crate::store::schema;
 const OLDEST_SERVER: i32 = 140_000;
 
 /// Why a database in `SQL_ASCII` cannot be used.
-pub const ENCODING: &str = "the encoding of the database is SQL_ASCII: it holds any bytes, and what is no text \
-                            can be sent to nobody; dump the database, and restore it into one in UTF8";
+pub const ENCODING: &str = "the encoding of the database is SQL_ASCII: it holds any bytes, and what is no \
+                            text can be sent to nobody; dump the database, and restore it into one in \
+                            UTF8";
 
 /// Columns of `activity_logs` without which there is no event; every other one is null on the wire where it
 /// lacks.
