@@ -13,7 +13,7 @@ use super::work::{Item, Work};
 use crate::clock;
 use crate::dispatch::RenewReply;
 use crate::model::{DestinationId, Outcome};
-use crate::store::deliveries::{self, LEASE, MAX_RECORD_ROWS, Renewals};
+use crate::store::deliveries::{self, LEASE, MAX_RECORD_ROWS, Renewals, plain};
 use crate::store::destinations::{self, Disabled};
 use crate::store::faults::Fault;
 use crate::store::{self, ConnectOptions, Connection, StoreError, faults};
@@ -25,6 +25,9 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 const LOCKED_TOLD_AFTER: u32 = 10;
 /// Results of a destination that are tried singly in one go, where they are refused.
 const TRIED_SINGLY: usize = 4;
+/// Why something is not written that the database does not refuse either.
+const KEPT: &str = "the database leaves the row as it was, without an error: a trigger (BEFORE UPDATE, \
+                    returning NULL), a rule or a policy of the application does that";
 /// Operational events that are tried singly: beyond, they are dropped together.
 const EVENTS_TRIED_SINGLY: usize = 8;
 
@@ -124,10 +127,22 @@ async fn record_all(
         let is_local = error.is_lasting()
             // What it is about can only be told where the statement itself works.
             && (!refused.is_empty() || deliveries::record(connection, &[]).await.is_ok());
-        if !is_local {
+        let simpler = match &part[..] {
+            [culprit] if is_local => record_simpler(connection, culprit).await,
+            _ => Ok(false),
+        };
+        if !is_local || simpler.is_err() {
             work.outcomes.extend(part);
             work.outcomes.extend(parts.into_iter().flatten());
-            return Err(error);
+            return Err(simpler.err().unwrap_or(error));
+        }
+        if simpler.is_ok_and(|done| done) {
+            continue;
+        }
+        if error.is_about_characters() && !part.iter().all(plain::is_ascii) {
+            // Most of them may have what only few lack: halving would take a statement for each.
+            parts.push(part.iter().map(plain::in_ascii).collect());
+            continue;
         }
         if part.len() > 1 {
             parts.push(part.split_off(part.len() / 2));
@@ -151,6 +166,21 @@ async fn record_all(
     Ok(())
 }
 
+/// Writes what the database does not take as it is in simpler words. Whether it takes those.
+async fn record_simpler(connection: &mut Connection, outcome: &Outcome) -> Result<bool, StoreError> {
+    for simpler in plain::simpler(outcome) {
+        match deliveries::record(connection, &[simpler]).await {
+            Ok(_) => {
+                log::debug!("delivery={} its result is stored in simpler words", outcome.delivery);
+                return Ok(true);
+            }
+            Err(error) if error.is_lasting() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
 /// Writes `outcomes`; those whose rows somebody has locked are set aside. Only where there are any is the
 /// statement used that steps around them.
 async fn record(
@@ -162,12 +192,10 @@ async fn record(
     if !*avoiding {
         match deliveries::record(connection, outcomes).await {
             Ok(written) => {
-                let lost = outcomes.len() as u64 - written;
-                if lost > 0 {
-                    log::debug!(
-                        "{lost} of {} results were not written: their leases were lost",
-                        outcomes.len()
-                    );
+                let all = outcomes.len() as u64;
+                if written < all {
+                    log::debug!("{} of {all} results were not written", all - written);
+                    set_kept_aside(connection, outcomes, work).await?;
                 }
                 return Ok(());
             }
@@ -178,6 +206,19 @@ async fn record(
     let locked = deliveries::record_unlocked(connection, outcomes).await?;
     work.locked.extend(outcomes.drain(..).filter(|outcome| locked.contains(&outcome.delivery)));
     *avoiding = !work.locked.is_empty();
+    set_kept_aside(connection, outcomes, work).await
+}
+
+/// Of `outcomes`, those that are not written although nobody else has claimed them are refused in silence.
+/// The others have lost their leases.
+async fn set_kept_aside(
+    connection: &mut Connection,
+    outcomes: &mut Vec<Outcome>,
+    work: &mut Work,
+) -> Result<(), StoreError> {
+    let kept = deliveries::kept(connection, outcomes).await?;
+    let kept = outcomes.drain(..).filter(|outcome| kept.contains(&outcome.delivery));
+    work.refused.extend(kept.map(|outcome| (Item::Outcome(outcome), KEPT.to_owned())));
     Ok(())
 }
 
@@ -222,6 +263,11 @@ async fn disable_all(connection: &mut Connection, work: &mut Work) -> Result<(),
             Ok(Disabled::Before) => {}
             Ok(Disabled::Locked) => {
                 at += 1;
+                continue;
+            }
+            Ok(Disabled::Kept) => {
+                let (destination, reason) = work.disabled.remove(at);
+                work.refused.push((Item::Disable(destination, reason), KEPT.to_owned()));
                 continue;
             }
             Err(error) if error.is_lasting() => {
@@ -276,6 +322,11 @@ async fn show_faults(connection: &mut Connection, work: &mut Work) -> Result<(),
     let mut shown = faults::forget(connection, &healed).await;
     if shown.is_ok() {
         shown = faults::note(connection, &found).await;
+    }
+    if shown.as_ref().is_err_and(StoreError::is_about_characters) {
+        let in_ascii =
+            |fault: &Fault| Fault { message: plain::plain(&fault.message, usize::MAX), ..fault.clone() };
+        shown = faults::note(connection, &found.iter().map(in_ascii).collect::<Vec<_>>()).await;
     }
     match shown {
         Err(error) if error.is_lasting() => {

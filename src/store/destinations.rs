@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgExecutor, PgPool, PgRow};
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::events::EventColumns;
-use super::{StoreError, in_time};
+use super::{Db, StoreError, in_time};
 use crate::model::{
     DbTime, Destination, DestinationId, OPERATIONAL_CATEGORY, OrgId, RetryPolicy, Secret, Settings,
 };
@@ -86,6 +86,7 @@ macro_rules! columns {
     };
 }
 
+pub mod deletion;
 pub mod managed;
 pub mod stats;
 
@@ -115,7 +116,7 @@ const LOAD: &str = load!(" AND w.id = ANY($1)");
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn load_all(db: impl PgExecutor<'_>, keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
+pub async fn load_all(db: impl Into<Db<'_>>, keys: &KeyRing) -> Result<Vec<Loaded>, StoreError> {
     let rows = in_time(schema::query(LOAD_ALL).fetch_all(db)).await?;
     Ok(rows.iter().map(|row| read_loaded(row, keys)).collect::<Result<_, _>>()?)
 }
@@ -185,7 +186,7 @@ fn read_destination(row: &PgRow) -> Result<Destination, sqlx::Error> {
 }
 
 fn read_loaded(row: &PgRow, keys: &KeyRing) -> Result<Loaded, sqlx::Error> {
-    let unreadable = |error: sqlx::Error| Unusable::Unreadable(error.to_string());
+    let unreadable = |error: sqlx::Error| Unusable::Unreadable(StoreError::from(error).to_string());
     let destination =
         read_destination(row).map_err(unreadable).and_then(|destination| Ok(keys.open_all(destination)?));
     Ok(Loaded {
@@ -266,7 +267,7 @@ const POLL: &str = concat!(
 ///
 /// # Errors
 /// Whatever the database says.
-pub async fn poll(db: impl PgExecutor<'_>, busy: &[DestinationId]) -> Result<Vec<Seen>, StoreError> {
+pub async fn poll(db: impl Into<Db<'_>>, busy: &[DestinationId]) -> Result<Vec<Seen>, StoreError> {
     let busy: Vec<Uuid> = busy.iter().map(|id| id.0).collect();
     let query = schema::query_as(AssertSqlSafe(POLL)).bind(busy);
     let rows: Vec<(Uuid, i64, bool)> = in_time(query.fetch_all(db)).await?;
@@ -321,7 +322,7 @@ WHERE NOT EXISTS (SELECT FROM free f WHERE f.destination_id = o.destination_id)"
 /// # Errors
 /// Whatever the database says; writing again is harmless.
 pub async fn save(
-    db: impl PgExecutor<'_>,
+    db: impl Into<Db<'_>>,
     states: &BTreeMap<DestinationId, Saved>,
 ) -> Result<BTreeSet<DestinationId>, StoreError> {
     let column = |of: fn(&Saved) -> Option<DbTime>| states.values().map(of).collect::<Vec<_>>();
@@ -345,6 +346,8 @@ pub enum Disabled {
     Before,
     /// Somebody else has locked its row: nothing was written.
     Locked,
+    /// The database has left it as it was, without an error: a trigger of the application does that.
+    Kept,
 }
 
 /// The statement with a hole: what to do where somebody else has locked the row.
@@ -353,7 +356,7 @@ macro_rules! disable {
         concat!(
             "
 WITH free AS MATERIALIZED (
-    SELECT id FROM public.webhook_destinations WHERE id = $1 AND enabled IS NOT FALSE
+    SELECT w.id FROM public.webhook_destinations w WHERE w.id = $1 AND w.enabled IS NOT FALSE
     FOR NO KEY UPDATE",
             $locked,
             "
@@ -361,17 +364,17 @@ WITH free AS MATERIALIZED (
 disabled AS (
     UPDATE public.webhook_destinations w
     SET enabled = false, updated_at = timezone('UTC', clock_timestamp())
-    FROM free WHERE w.id = free.id RETURNING w.id
+    FROM free f WHERE w.id = f.id RETURNING w.id
 ),
 noted AS (
     INSERT INTO public.posthaste_destination_state (destination_id, disabled_at, disabled_reason)
-    SELECT id, timezone('UTC', clock_timestamp()), $2 FROM disabled
+    SELECT d.id, timezone('UTC', clock_timestamp()), $2 FROM disabled d
     ON CONFLICT (destination_id) DO UPDATE
         SET disabled_at = excluded.disabled_at, disabled_reason = excluded.disabled_reason
 )
-SELECT EXISTS (SELECT FROM disabled),
+SELECT EXISTS (SELECT FROM disabled), EXISTS (SELECT FROM free),
     -- as it was before this statement
-    EXISTS (SELECT FROM public.webhook_destinations WHERE id = $1 AND enabled IS NOT FALSE)"
+    EXISTS (SELECT FROM public.webhook_destinations w WHERE w.id = $1 AND w.enabled IS NOT FALSE)"
         )
     };
 }
@@ -381,16 +384,12 @@ SELECT EXISTS (SELECT FROM disabled),
 /// # Errors
 /// Whatever the database says; disabling again changes nothing.
 pub async fn disable(
-    db: impl PgExecutor<'_>,
+    db: impl Into<Db<'_>>,
     destination: DestinationId,
     reason: &str,
 ) -> Result<Disabled, StoreError> {
     let query = schema::query_as(disable!(" SKIP LOCKED")).bind(destination.0).bind(reason);
-    Ok(match in_time(query.fetch_one(db)).await? {
-        (true, _) => Disabled::Now,
-        (false, true) => Disabled::Locked,
-        (false, false) => Disabled::Before,
-    })
+    Ok(disabled(in_time(query.fetch_one(db)).await?))
 }
 
 /// As [`disable`], but waits for whoever has locked it, as each claim of an ordered destination does for a
@@ -399,12 +398,21 @@ pub async fn disable(
 /// # Errors
 /// Whatever the database says: [`StoreError::is_about_locks`] where it took too long.
 pub async fn disable_in_turn(
-    db: impl PgExecutor<'_>,
+    db: impl Into<Db<'_>>,
     destination: DestinationId,
     reason: &str,
-) -> Result<(), StoreError> {
-    let query = schema::query(disable!("")).bind(destination.0).bind(reason);
-    in_time(query.execute(db)).await.map(drop)
+) -> Result<Disabled, StoreError> {
+    let query = schema::query_as(disable!("")).bind(destination.0).bind(reason);
+    Ok(disabled(in_time(query.fetch_one(db)).await?))
+}
+
+fn disabled((now, was_free, was_enabled): (bool, bool, bool)) -> Disabled {
+    match (now, was_free, was_enabled) {
+        (true, ..) => Disabled::Now,
+        (false, true, _) => Disabled::Kept,
+        (false, false, true) => Disabled::Locked,
+        (false, false, false) => Disabled::Before,
+    }
 }
 
 const IS_ENABLED: &str =
@@ -415,7 +423,7 @@ const IS_ENABLED: &str =
 /// # Errors
 /// Whatever the database says.
 pub async fn is_enabled(
-    db: impl PgExecutor<'_>,
+    db: impl Into<Db<'_>>,
     org: OrgId,
     destination: DestinationId,
 ) -> Result<Option<bool>, StoreError> {

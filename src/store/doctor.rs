@@ -67,6 +67,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     }
     let session = format!("SET search_path = {}; SET row_security = on", schema::name());
     raw_sql(AssertSqlSafe(session)).execute(&mut *conn).await?;
+    findings.extend(encoding(conn).await?);
     findings.extend(notifications(conn).await?);
     let pending = migrate::pending(conn).await;
     match pending {
@@ -190,6 +191,13 @@ async fn rights(
         })
         .collect())
 }
+
+async fn encoding(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
+    let encoding: String = schema::query_scalar(ENCODING).fetch_one(conn).await?;
+    Ok((encoding == "SQL_ASCII").then(|| fault(migrate::ENCODING, "see above")).into_iter().collect())
+}
+
+const ENCODING: &str = "SELECT current_setting('server_encoding')";
 
 const NOTIFICATIONS: &str = "SELECT (pg_notification_queue_usage() * 100)::float8";
 

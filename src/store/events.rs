@@ -8,6 +8,7 @@ use super::page::{Looks, Page, Position, rare_events};
 use super::{StoreError, in_time};
 use crate::model::{DbTime, EventId, OrgId};
 use crate::store::schema;
+use crate::store::statement::Query;
 
 /// Rows that a page looks at for those of one type: they lie beside each other.
 const LOOKED_AT: i64 = 10_000;
@@ -266,9 +267,8 @@ fn insert_sql(columns: &EventColumns) -> String {
 
 /// Id, time, whether it is too large, whether its employee is unknown, whether its id is taken.
 type InsertRow = (Uuid, DbTime, bool, bool, bool);
-type InsertQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, InsertRow, sqlx::postgres::PgArguments>;
 
-fn insert_query<'q>(sql: &str, org: OrgId, events: &'q [NewEvent]) -> InsertQuery<'q> {
+fn insert_query(sql: &str, org: OrgId, events: &[NewEvent]) -> Query<InsertRow> {
     fn column<'e, T>(events: &'e [NewEvent], of: impl Fn(&'e NewEvent) -> T) -> Vec<T> {
         events.iter().map(of).collect()
     }

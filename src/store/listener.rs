@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::{PgListener, PgPool};
+use sqlx::raw_sql;
 
 use super::StoreError;
 use crate::model::DestinationId;
@@ -73,7 +74,7 @@ impl Listener {
                 Ok(Err(error)) => return Err(error.into()),
                 // A link that is dead in one direction only would be waited for for ever.
                 Err(_) => {
-                    super::in_time(schema::query("SELECT 1").execute(&mut self.listener)).await?;
+                    super::in_time(raw_sql("SELECT 1").execute(&mut self.listener)).await?;
                 }
             }
         }

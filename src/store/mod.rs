@@ -23,6 +23,7 @@ pub mod retention;
 pub mod schema;
 pub mod secrets;
 pub mod sessions;
+mod statement;
 mod time;
 pub mod trouble;
 
@@ -33,6 +34,7 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 
 pub use self::sessions::{ConnectOptions, connect, fitting};
+pub use self::statement::Db;
 use crate::model::Secret;
 
 /// One connection to the database, for those above this module, who need not know whose it is.
@@ -70,8 +72,16 @@ pub enum StoreError {
     #[error("the database closed the connection")]
     Closed,
     /// The database, or the way to it, refused: drop the connection and try again.
-    #[error("{0}")]
+    #[error("{}", said(.0))]
     Database(#[from] sqlx::Error),
+}
+
+/// What went wrong, for people: without the line of PostgreSQL's own source that said so, which sqlx adds.
+fn said(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
+        error => error.to_string(),
+    }
 }
 
 impl StoreError {
@@ -157,6 +167,14 @@ impl StoreError {
         self.is_lasting() || self.is_about_size() && self.is_an_answer()
     }
 
+    /// Whether the database's encoding lacks a character (SQLSTATE 22P05).
+    pub fn is_about_characters(&self) -> bool {
+        match self {
+            StoreError::Database(sqlx::Error::Database(error)) => error.code().as_deref() == Some("22P05"),
+            _ => false,
+        }
+    }
+
     /// Whether the data is nested too deeply for the server (SQLSTATE 54001).
     pub fn is_about_depth(&self) -> bool {
         match self {
@@ -206,6 +224,12 @@ pub fn options(url: &Secret) -> Result<ConnectOptions, StoreError> {
         // The lock timeout is below STATEMENT_TIMEOUT: PostgreSQL says what is wrong, and a connection that
         // had to wait can be used again.
         .options([("row_security", "off"), ("statement_timeout", "30s"), ("lock_timeout", "2s")])
+        // However the role or the database is set up: what PostgreSQL prints is compared and read, what our
+        // statements say means what it says, and each of them sees what was committed before it.
+        .options([("quote_all_identifiers", "off"), ("standard_conforming_strings", "on")])
+        .options([("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("bytea_output", "hex")])
+        .options([("extra_float_digits", "1"), ("array_nulls", "on"), ("transform_null_equals", "off")])
+        .options([("default_transaction_isolation", "read committed")])
         // Nothing that somebody else has made is reached: our statements name the schema of our tables.
         .options([("search_path", "pg_catalog")])
         // A session whose client has gone without a word must not keep its locks for the hours that the

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgExecutor};
+use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use super::{ConnectOptions, StoreError, connect, database, in_time, planned};
+use super::{ConnectOptions, Db, StoreError, connect, database, in_time, planned};
 use crate::model::{DbTime, DestinationId};
 use crate::store::schema;
 
@@ -207,7 +207,7 @@ const PRUNED_UNTIL: &str = "SELECT pruned_until FROM public.posthaste_retention 
 /// # Errors
 /// Whatever the database says.
 pub async fn pruned_until(
-    db: impl PgExecutor<'_>,
+    db: impl Into<Db<'_>>,
     destination: DestinationId,
 ) -> Result<Option<DbTime>, StoreError> {
     let id: Uuid = destination.0;

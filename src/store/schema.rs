@@ -11,9 +11,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
-use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
-use sqlx::query::{Query, QueryAs, QueryScalar};
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, FromRow, SqlSafeStr, SqlStr};
+
+use super::statement::Query;
 
 /// Longest name, in bytes: PostgreSQL's names have 63, and those of channels end with it.
 const MAX_LENGTH: usize = 40;
@@ -186,24 +187,29 @@ fn text(sql: impl SqlSafeStr) -> SqlStr {
 }
 
 /// [`sqlx::query`] for this schema.
-pub(super) fn query<'q>(sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
-    sqlx::query(text(sql))
+pub(super) fn query(sql: impl SqlSafeStr) -> Query {
+    Query::new(text(sql), Ok)
+}
+
+/// The same of text that names the schema already.
+pub(super) fn query_verbatim(sql: impl SqlSafeStr) -> Query {
+    Query::new(sql.into_sql_str(), Ok)
 }
 
 /// [`sqlx::query_as`] for this schema.
-pub(super) fn query_as<'q, O>(sql: impl SqlSafeStr) -> QueryAs<'q, Postgres, O, PgArguments>
+pub(super) fn query_as<O>(sql: impl SqlSafeStr) -> Query<O>
 where
-    O: for<'r> FromRow<'r, PgRow>,
+    O: for<'r> FromRow<'r, PgRow> + 'static,
 {
-    sqlx::query_as(text(sql))
+    Query::new(text(sql), |row| O::from_row(&row))
 }
 
 /// [`sqlx::query_scalar`] for this schema.
-pub(super) fn query_scalar<'q, O>(sql: impl SqlSafeStr) -> QueryScalar<'q, Postgres, O, PgArguments>
+pub(super) fn query_scalar<O: 'static>(sql: impl SqlSafeStr) -> Query<O>
 where
     (O,): for<'r> FromRow<'r, PgRow>,
 {
-    sqlx::query_scalar(text(sql))
+    Query::new(text(sql), |row| <(O,)>::from_row(&row).map(|(value,)| value))
 }
 
 #[cfg(test)]

@@ -44,6 +44,11 @@ impl Db {
         Db::create("TEMPLATE template0").await
     }
 
+    /// The same in another encoding than UTF8.
+    pub async fn encoded(encoding: &str) -> Db {
+        Db::create(&format!("TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")).await
+    }
+
     async fn create(how: &str) -> Db {
         let name = format!("test_{}", Uuid::new_v4().simple());
         let admin = PgPoolOptions::new().max_connections(1).connect_lazy(cluster().admin.reveal()).unwrap();

@@ -118,7 +118,7 @@ impl From<StoreError> for Problem {
         log::error!("the API could not use the database: {error}");
         if error.is_about_rights() {
             let detail = "The server's role in the database may not do this: examples/deploy has the rights \
-                          that it takes (grants-management.sql).";
+                          that it takes (grants.sql, and grants-management.sql for what changes something).";
             return Problem::new(StatusCode::FORBIDDEN, detail);
         }
         if !error.is_about_the_moment() {

@@ -26,7 +26,8 @@ use crate::model::{Destination, DestinationId, OrgId, RetryPolicy, Secret, Setti
 use crate::outbound::Network;
 use crate::policy::keyring::KeyRing;
 use crate::store::Connection;
-use crate::store::destinations::{self, managed};
+use crate::store::destinations::deletion::{self, Deletion};
+use crate::store::destinations::{self, Disabled, managed};
 
 pub use self::changes::{Changes, EventTypePattern, SettingsChanges};
 pub use self::probe::{Probe, TestView, prepare};
@@ -42,6 +43,8 @@ const FILTER_FIELD: &str = "event_filter";
 const TRIES: usize = 3;
 /// Deliveries that one statement deletes: some hundred milliseconds.
 const DELETED_AT_ONCE: i64 = 5_000;
+/// Pause before deliveries that somebody else has locked are looked at again.
+const LOCKED_PAUSE: Duration = Duration::from_millis(100);
 
 /// What destinations are checked against and their secrets are encrypted with.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +213,8 @@ pub async fn update(
 /// are so many deliveries that it takes longer than `patience`, it has to be asked again.
 ///
 /// # Errors
-/// [`Fault::NotFound`]; [`Fault::Conflict`] while somebody else has locked it; [`Fault::Store`].
+/// [`Fault::NotFound`]; [`Fault::Conflict`] while somebody else has locked it or its deliveries, and where a
+/// trigger of the application keeps them; [`Fault::Store`].
 pub async fn delete(
     db: &mut Connection,
     org: OrgId,
@@ -222,14 +226,42 @@ pub async fn delete(
     switch_off(db, id, "it is being deleted").await?;
     let mut deliveries = 0;
     loop {
-        deliveries += managed::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
-        if managed::delete(db, org, id).await? {
-            return Ok(DeletedView { deleted: true, deliveries });
+        let part = deletion::delete_deliveries(db, id, DELETED_AT_ONCE).await?;
+        deliveries += part.deleted;
+        if part.picked > 0 && part.deleted == 0 {
+            return Err(kept("the destination is disabled, and not deleted", "DELETE", "webhook_deliveries"));
         }
-        if clock::now() >= until {
-            return Ok(DeletedView { deleted: false, deliveries });
+        match deletion::delete(db, org, id).await? {
+            Deletion::Gone => return Ok(DeletedView { deleted: true, deliveries }),
+            Deletion::Kept => {
+                return Err(kept(
+                    "the destination is disabled, and not deleted",
+                    "DELETE",
+                    "webhook_destinations",
+                ));
+            }
+            Deletion::HasDeliveries if clock::now() < until => {}
+            Deletion::HasDeliveries if deliveries > 0 => {
+                return Ok(DeletedView { deleted: false, deliveries });
+            }
+            Deletion::HasDeliveries => {
+                let what =
+                    "it is disabled, and not deleted: somebody else has locked its deliveries; try again";
+                return Err(Fault::Conflict(what.into()));
+            }
+        }
+        if part.picked == 0 {
+            tokio::time::sleep(LOCKED_PAUSE).await;
         }
     }
+}
+
+/// What a trigger that returns NULL, a rule or a policy has left as it was: PostgreSQL says no word about it.
+fn kept(what: &str, on: &str, table: &str) -> Fault {
+    Fault::Conflict(format!(
+        "{what}: the database has left the row as it was, without an error. A trigger (BEFORE {on}, \
+         returning NULL), a rule or a policy of the application on {table} does that"
+    ))
 }
 
 async fn written(db: &mut Connection, org: OrgId, id: DestinationId) -> Result<managed::Written, Fault> {
@@ -274,6 +306,7 @@ async fn switch_off(db: &mut Connection, id: DestinationId, reason: &str) -> Res
         Err(error) if error.is_about_locks() => {
             Err(Fault::Conflict(format!("somebody else has locked the destination {id}: try again")))
         }
-        done => Ok(done?),
+        Ok(Disabled::Kept) => Err(kept("the destination stays enabled", "UPDATE", "webhook_destinations")),
+        done => Ok(done.map(drop)?),
     }
 }

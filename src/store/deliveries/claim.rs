@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgHasArrayType, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Encode, Postgres, Row};
 use uuid::Uuid;
@@ -19,6 +18,7 @@ use crate::model::{
 };
 use crate::store::events::EventColumns;
 use crate::store::schema;
+use crate::store::statement::is_stale;
 use crate::store::{StoreError, in_time};
 
 /// Deliveries that one claim statement takes at most. Larger ones cost no less per row, and whatever is new
@@ -206,21 +206,35 @@ impl ClaimSql {
         room: Room,
     ) -> Result<Vec<Grant>, StoreError> {
         in_time(async {
-            let mut transaction = connection.begin().await?;
-            let ids: Vec<Uuid> = asks.iter().map(|a| a.destination.0).collect();
-            let locked: Vec<Uuid> =
-                schema::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
-            let asks: Vec<Ask> = asks.iter().filter(|a| locked.contains(&a.destination.0)).cloned().collect();
-            let lookahead = |ask: &Ask| match ask.ordered {
-                Some(Ordered::Everywhere) => ORDERED_LOOKAHEAD_AT_START,
-                _ => ORDERED_LOOKAHEAD,
-            };
-            let from = asks.iter().map(lookahead).collect::<Vec<_>>();
-            let grants = self.claim_ordered.run(&mut transaction, &asks, &from, floor, room).await?;
-            transaction.commit().await?;
-            Ok(grants)
+            match self.try_claim_ordered(connection, asks, floor, room).await {
+                // The transaction was rolled back; what was prepared is forgotten.
+                Err(error) if is_stale(&error) => self.try_claim_ordered(connection, asks, floor, room).await,
+                done => done,
+            }
         })
         .await
+    }
+
+    async fn try_claim_ordered(
+        &self,
+        connection: &mut PgConnection,
+        asks: &[Ask],
+        floor: DbTime,
+        room: Room,
+    ) -> Result<Vec<Grant>, sqlx::Error> {
+        let mut transaction = connection.begin().await?;
+        let ids: Vec<Uuid> = asks.iter().map(|a| a.destination.0).collect();
+        let locked: Vec<Uuid> =
+            schema::query_scalar(LOCK_ORDERED).bind(ids).fetch_all(&mut *transaction).await?;
+        let asks: Vec<Ask> = asks.iter().filter(|a| locked.contains(&a.destination.0)).cloned().collect();
+        let lookahead = |ask: &Ask| match ask.ordered {
+            Some(Ordered::Everywhere) => ORDERED_LOOKAHEAD_AT_START,
+            _ => ORDERED_LOOKAHEAD,
+        };
+        let from = asks.iter().map(lookahead).collect::<Vec<_>>();
+        let grants = self.claim_ordered.run(&mut transaction, &asks, &from, floor, room).await?;
+        transaction.commit().await?;
+        Ok(grants)
     }
 }
 
@@ -260,7 +274,7 @@ where
     for<'t> &'t [T]: Encode<'t, Postgres>,
 {
     let bigint = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let query = sqlx::query(AssertSqlSafe(Arc::clone(text)))
+    let query = schema::query_verbatim(AssertSqlSafe(Arc::clone(text)))
         .bind(asks.iter().map(|ask| ask.destination.0).collect::<Vec<_>>())
         .bind(asks.iter().map(|ask| ask.want as i32).collect::<Vec<_>>())
         .bind(from)
@@ -275,28 +289,14 @@ where
     let mut place = std::collections::HashMap::with_capacity(asks.len());
     place.extend(asks.iter().enumerate().map(|(i, ask)| (ask.destination.0, i)));
     let (mut held, mut seen, mut all) = (0, 0, Some(0));
-    let mut rows = query.fetch(connection);
-    while let Some(row) = rows.try_next().await? {
-        let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
+    let each = |row: PgRow| {
+        let Some(&i) = place.get(&row.try_get::<Uuid, _>(1)?) else { return Ok(()) };
         let grant = &mut grants[i];
         grant.now = row.try_get(2)?;
         match row.try_get::<i16, _>(0)? {
             0 => {
                 seen += 1;
-                grant.reached = grant.reached.max(row.try_get(20)?);
-                let claimed = match read_claimed(&row, held < room.most) {
-                    Ok(claimed) => claimed,
-                    Err(error) => {
-                        grant.set_aside(&row, &error)?;
-                        continue;
-                    }
-                };
-                if held < room.most {
-                    held += claimed.delivery.event.bytes_held();
-                    grant.deliveries.push(claimed);
-                } else {
-                    grant.returned.push(Outcome::given_back(&claimed.delivery));
-                }
+                grant.take(&row, &mut held, room.most)?;
             }
             1 => {
                 grant.next_due = row.try_get(20)?;
@@ -307,7 +307,9 @@ where
                 grant.more = true;
             }
         }
-    }
+        Ok(())
+    };
+    query.for_each(connection, each).await?;
     let Some(all) = all else { return Ok(None) };
     for (grant, ask) in grants.iter_mut().zip(asks) {
         // Where nothing can be taken at all, asking again at once would never end.
@@ -342,7 +344,7 @@ fn read_claimed(row: &PgRow, room: bool) -> Result<Claimed, sqlx::Error> {
         event_category: Category(row.try_get(15)?),
         content: text(16)?,
         payload: payload.unwrap_or_default(),
-        created_at: row.try_get(18)?,
+        created_at: row.try_get::<DbTime, _>(18)?.iso(),
     };
     let delivery = Delivery {
         destination: DestinationId(row.try_get(1)?),
@@ -372,8 +374,22 @@ impl Grant {
         }
     }
 
+    /// A row of kind 0, as long as no more than `most` bytes are `held`.
+    fn take(&mut self, row: &PgRow, held: &mut u64, most: u64) -> Result<(), sqlx::Error> {
+        self.reached = self.reached.max(row.try_get(20)?);
+        match read_claimed(row, *held < most) {
+            Err(error) => return self.set_aside(row, error.into()),
+            Ok(claimed) if *held < most => {
+                *held += claimed.delivery.event.bytes_held();
+                self.deliveries.push(claimed);
+            }
+            Ok(claimed) => self.returned.push(Outcome::given_back(&claimed.delivery)),
+        }
+        Ok(())
+    }
+
     /// A delivery is leased that cannot be read: it waits, the older it is the longer.
-    fn set_aside(&mut self, row: &PgRow, error: &sqlx::Error) -> Result<(), sqlx::Error> {
+    fn set_aside(&mut self, row: &PgRow, error: StoreError) -> Result<(), sqlx::Error> {
         let (delivery, claimed_at): (Uuid, DbTime) = (row.try_get(3)?, row.try_get(2)?);
         let age = row.try_get(6).map_or(Duration::ZERO, |created_at| claimed_at.since(created_at));
         let why = error.to_string();

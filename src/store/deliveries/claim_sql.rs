@@ -278,10 +278,8 @@ pub(super) const EVENT: &str = "\
     coalesce(l.event_type::text, '') AS event_type, l.event_category::text AS event_category, \
     l.content::text AS content, l.created_at AS event_created_at";
 
-/// The time of an event as it is sent; `infinity` as itself; that of the delivery where it has none.
-pub(super) const CREATED_AT: &str = "coalesce(\
-    to_char(s.event_created_at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), s.event_created_at::text, \
-    to_char(coalesce(d.created_at, c.now), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'))";
+/// The time of an event; that of the delivery where it has none.
+pub(super) const CREATED_AT: &str = "coalesce(s.event_created_at::timestamp, d.created_at::timestamp, c.now)";
 
 /// The rows of the kinds 0 and 1.
 pub(super) const ANSWER: &str = "SELECT 0::int2 AS kind, t.* FROM taken t

@@ -14,6 +14,7 @@
 mod claim;
 mod claim_sql;
 pub mod list;
+pub mod plain;
 mod record;
 mod renew;
 mod requeue;
@@ -23,7 +24,7 @@ pub mod standing;
 use std::time::Duration;
 
 pub use self::claim::{Ask, ClaimSql, Claimed, Grant, MAX_CLAIM_ROWS, Room};
-pub use self::record::{MAX_RECORD_ROWS, record, record_unlocked};
+pub use self::record::{MAX_RECORD_ROWS, kept, record, record_unlocked};
 pub use self::renew::{Renewals, renew};
 pub use self::requeue::{Retried, retry};
 pub(super) use self::requeue::{not_leased, requeued};

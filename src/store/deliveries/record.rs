@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
-use sqlx::query::QueryScalar;
-use sqlx::{FromRow, Postgres};
+use sqlx::FromRow;
+use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
+use super::LEASE;
 use crate::model::{Change, DeliveryId, Outcome};
 use crate::store::schema;
+use crate::store::statement::Query;
 use crate::store::{StoreError, in_time};
 
 /// Outcomes that one record statement writes at most; see [`super::MAX_CLAIM_ROWS`].
@@ -115,7 +116,33 @@ pub async fn record_unlocked(
     Ok(locked.into_iter().map(DeliveryId).collect())
 }
 
-fn bound<'q, T>(sql: &'static str, outcomes: &'q [Outcome]) -> QueryScalar<'q, Postgres, T, PgArguments>
+/// Parameters: deliveries, claim times, statuses, lease. A success is a fact also when its lease has ended.
+const KEPT: &str = "
+SELECT d.id FROM unnest($1::uuid[], $2::timestamp[], $3::text[]) AS o(id, claimed_at, status)
+JOIN public.webhook_deliveries d ON d.id = o.id
+WHERE d.status IN ('pending', 'failed')
+  AND (d.last_attempt_at = o.claimed_at AND (d.next_retry_at IS NULL OR d.last_attempt_at >= d.next_retry_at)
+       OR o.status = 'delivered' AND o.claimed_at < timezone('UTC', clock_timestamp()) - $4::interval)";
+
+/// Those of `outcomes`, of which not all were written, that should have been: nobody else has claimed them
+/// meanwhile. PostgreSQL says no word where a trigger, a rule or a policy leaves a row as it was.
+///
+/// # Errors
+/// As [`record`].
+pub async fn kept(
+    connection: &mut PgConnection,
+    outcomes: &[Outcome],
+) -> Result<HashSet<DeliveryId>, StoreError> {
+    let query = schema::query_scalar(KEPT)
+        .bind(outcomes.iter().map(|o| o.delivery.0).collect::<Vec<_>>())
+        .bind(outcomes.iter().map(|o| o.claimed_at).collect::<Vec<_>>())
+        .bind(outcomes.iter().map(|o| status(o.change)).collect::<Vec<_>>())
+        .bind(LEASE);
+    let kept: Vec<Uuid> = in_time(query.fetch_all(connection)).await?;
+    Ok(kept.into_iter().map(DeliveryId).collect())
+}
+
+fn bound<T: 'static>(sql: &'static str, outcomes: &[Outcome]) -> Query<T>
 where
     (T,): for<'r> FromRow<'r, PgRow>,
 {

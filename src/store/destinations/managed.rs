@@ -2,9 +2,8 @@
 //!
 //! Each function is one statement, so nothing is ever half done.
 
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
-use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Postgres, Row};
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{read_destination, read_saved};
@@ -12,6 +11,7 @@ use crate::model::{DbTime, Destination, DestinationId, OrgId, Secret};
 use crate::policy::health::Saved;
 use crate::store::page::{Page, Position};
 use crate::store::schema;
+use crate::store::statement::Query;
 use crate::store::{StoreError, in_time};
 
 /// A row of `webhook_destinations` with its settings, as it is written.
@@ -303,11 +303,7 @@ pub async fn update(
 }
 
 /// Binds $1 to $32.
-fn bind<'q>(
-    sql: &'static str,
-    written: &'q Written,
-    with_settings: bool,
-) -> Query<'q, Postgres, PgArguments> {
+fn bind(sql: &'static str, written: &Written, with_settings: bool) -> Query {
     let Written { destination, name, event_types, event_filter, enabled, .. } = written;
     let settings = &destination.settings;
     let number = |number: Option<u32>| number.map(u32::cast_signed);
@@ -356,38 +352,6 @@ const FILTER_FAULT: &str = "SELECT public.posthaste_filter_fault($1::jsonb)";
 /// Whatever the database says; where it cannot read the text as `jsonb`, that is about data.
 pub async fn filter_fault(db: &mut PgConnection, filter: &str) -> Result<Option<String>, StoreError> {
     in_time(schema::query_scalar(FILTER_FAULT).bind(filter).fetch_one(db)).await
-}
-
-const DELETE_DELIVERIES: &str = "
-    DELETE FROM public.webhook_deliveries WHERE id = ANY (ARRAY(
-        SELECT id FROM public.webhook_deliveries WHERE destination_id = $1 LIMIT $2
-        -- what somebody else deletes at this moment is not waited for
-        FOR UPDATE SKIP LOCKED))";
-
-/// Deletes up to `most` deliveries to a destination; how many.
-///
-/// # Errors
-/// Whatever the database says.
-pub async fn delete_deliveries(
-    db: &mut PgConnection,
-    id: DestinationId,
-    most: i64,
-) -> Result<u64, StoreError> {
-    let query = schema::query(DELETE_DELIVERIES).bind(id.0).bind(most);
-    Ok(in_time(query.execute(db)).await?.rows_affected())
-}
-
-/// Deliveries go before it: to cascade over millions of them would take too long.
-const DELETE: &str = "
-    DELETE FROM public.webhook_destinations WHERE org_id = $1 AND id = $2
-        AND NOT EXISTS (SELECT FROM public.webhook_deliveries d WHERE d.destination_id = $2)";
-
-/// Deletes a destination that has no deliveries any more; whether there was one.
-///
-/// # Errors
-/// Whatever the database says.
-pub async fn delete(db: &mut PgConnection, org: OrgId, id: DestinationId) -> Result<bool, StoreError> {
-    Ok(in_time(schema::query(DELETE).bind(org.0).bind(id.0).execute(db)).await?.rows_affected() > 0)
 }
 
 /// What is known about a destination when it is enabled.

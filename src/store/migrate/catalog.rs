@@ -111,6 +111,8 @@ pub struct Trigger {
 pub struct Catalog {
     /// PostgreSQL's version as a number: 150018.
     pub server_version: i32,
+    /// In which encoding texts are stored.
+    pub encoding: String,
     /// Whether the schema exists.
     pub has_schema: bool,
     /// Whether we may create things in the schema, or the schema itself.
@@ -141,7 +143,7 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::int4,
     coalesce(has_schema_privilege(to_regnamespace('public')::oid, 'CREATE'),
         has_database_privilege(current_database(), 'CREATE')),
     coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false),
-    to_regnamespace('public') IS NOT NULL";
+    to_regnamespace('public') IS NOT NULL, current_setting('server_encoding')";
 
 const TABLES: &str =
     "SELECT c.relname::text, c.relkind::text, pg_has_role(c.relowner, 'USAGE'), row_security_active(c.oid),
@@ -246,6 +248,7 @@ impl Catalog {
             may_create: server.get(1),
             public_may_create: server.get(2),
             has_schema: server.get(3),
+            encoding: server.get(4),
             constraints: schema::query(CONSTRAINTS).map(constraint).fetch_all(&mut *conn).await?,
             indexes: schema::query(INDEXES).map(index).fetch_all(&mut *conn).await?,
             functions: schema::query(FUNCTIONS).map(function).fetch_all(&mut *conn).await?,

@@ -7,6 +7,11 @@ use crate::store::schema;
 /// The oldest PostgreSQL that has what the migrations use.
 const OLDEST_SERVER: i32 = 140_000;
 
+/// Why a database in `SQL_ASCII` cannot be used.
+pub const ENCODING: &str = "the encoding of the database is SQL_ASCII: it holds any bytes, and what is no \
+                            text can be sent to nobody; dump the database, and restore it into one in \
+                            UTF8";
+
 /// Columns of `activity_logs` without which there is no event; every other one is null on the wire where it
 /// lacks.
 const EVENT_NEEDS: [&str; 3] = ["id", "org_id", "event_type"];
@@ -22,6 +27,9 @@ pub fn find(catalog: &Catalog, statements: &[Statement], known: i32, fan_out: bo
     if catalog.server_version < OLDEST_SERVER {
         let version = catalog.server_version / 10_000;
         faults.push(format!("PostgreSQL {version} is too old: 14 is the oldest that has what is needed"));
+    }
+    if catalog.encoding == "SQL_ASCII" {
+        faults.push(ENCODING.to_owned());
     }
     if let Some(newest) = catalog.versions.last().filter(|newest| **newest > known) {
         faults.push(format!(

@@ -32,6 +32,7 @@ use super::{ConnectOptions, StoreError, connect, fitting};
 use crate::store::schema;
 use catalog::Catalog;
 pub use catalog::shadows;
+pub use faults::ENCODING;
 pub use filters::{Unusable, unusable};
 pub use plan::fan_out_policy;
 use plan::{Mode, Plan, Step};
@@ -102,7 +103,7 @@ pub enum MigrateError {
         /// The statement.
         statement: String,
         /// What PostgreSQL said.
-        source: sqlx::Error,
+        source: StoreError,
     },
     /// The database cannot be reached or read.
     #[error(transparent)]
@@ -427,7 +428,8 @@ async fn run(conn: &mut PgConnection, step: &Step) -> Result<(), MigrateError> {
     if step.mode == Mode::Concurrently {
         raw_sql("SET lock_timeout = '2s'").execute(&mut *conn).await?;
     }
-    done.map(drop).map_err(|source| MigrateError::Step { statement: first_line(&sql).to_owned(), source })
+    done.map(drop)
+        .map_err(|error| MigrateError::Step { statement: first_line(&sql).to_owned(), source: error.into() })
 }
 
 fn is_lock_trouble(error: &sqlx::Error) -> bool {

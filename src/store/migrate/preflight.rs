@@ -359,7 +359,7 @@ async fn refusals(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Find
     let mut findings = Vec::new();
     if catalog.has_table(DELIVERIES) {
         let trial = Trial::prepare(conn, DELIVERIES).await?;
-        for refusal in trial.refusals(conn, &deliveries()).await? {
+        for refusal in trial.refusals(conn, &deliveries(&catalog.encoding)).await? {
             let remedy = mend(catalog, DELIVERIES, &refusal);
             findings.push(stop(sentence(DELIVERIES, &refusal), remedy));
         }

@@ -22,8 +22,9 @@ fn ago(seconds: u64) -> String {
 }
 
 /// Deliveries as the trigger, claims, results and replays leave them. Longer answers and messages are not
-/// kept.
-pub fn deliveries() -> Vec<Sample> {
+/// kept; what the encoding of the database lacks is replaced.
+pub fn deliveries(encoding: &str) -> Vec<Sample> {
+    let character = if encoding == "UTF8" { "\u{fffd}" } else { "?" };
     let (earlier, later) = (ago(2), ago(1));
     let queued = object(json!({
         "id": "00000000-0000-4000-8000-000000000001",
@@ -38,7 +39,7 @@ pub fn deliveries() -> Vec<Sample> {
     };
     let claimed = json!({"last_attempt_at": later});
     let answered = |status: u16| {
-        json!({"response_status": status, "response_body": "\u{fffd}".repeat(4096),
+        json!({"response_status": status, "response_body": character.repeat(4096),
             "error_message": "x".repeat(1000), "next_retry_at": later})
     };
     let unanswered = json!({"response_status": null, "response_body": null, "next_retry_at": later,
