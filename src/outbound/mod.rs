@@ -29,12 +29,14 @@ mod headers;
 mod lookup;
 mod network;
 mod oauth;
+mod own_certificates;
 mod phase;
 mod pool;
 mod redact;
 mod response_head_filter;
 mod single_flight;
 mod target;
+mod tls_words;
 mod tracked_stream;
 
 use std::cell::{Ref, RefCell};

@@ -22,11 +22,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::phase::{self, Phase};
 use super::response_head_filter::Head;
+use super::tls_words;
 
 /// Bytes of a head that are read at once: most heads fit.
 const HEAD_READ_BYTES: usize = 2048;
-/// How long a receiver that has accepted a request early may take nothing more of it. Some go on reading after
-/// their head; those that don't must not hold a slot of their destination.
+/// How long a receiver that has accepted a request early may take nothing more of it. Some go on reading
+/// after their head; those that don't must not hold a slot of their destination.
 const ACCEPTED_REST_TIME: Duration = Duration::from_secs(1);
 
 /// How a connection ended; the inside of the [`io::Error`] that says so. Tenants read it: it names the
@@ -41,13 +42,19 @@ pub(super) enum Ended {
     #[error("connection closed by {0} before the answer was complete")]
     Closed(Arc<str>),
     /// Broken.
-    #[error("connection to {peer} broke: {error}")]
+    #[error("connection to {peer} broke: {}", reason(.error))]
     Broken {
         /// Whom we were talking to.
         peer: Arc<str>,
         /// What the system, or TLS, says.
         error: io::Error,
     },
+}
+
+/// What the system says, or TLS in words.
+fn reason(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    tls.map_or_else(|| error.to_string(), tls_words::sentence)
 }
 
 /// Plain or encrypted.
@@ -167,8 +174,8 @@ impl TrackedStream {
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         match read {
-            // After a failed write there may be an answer that the runtime has not been told of yet; of a dead
-            // connection it will be told that, or of its end.
+            // After a failed write there may be an answer that the runtime has not been told of yet; of a
+            // dead connection it will be told that, or of its end.
             Poll::Pending if self.write_error.as_ref().is_none_or(|error| is_closed(error.kind())) => {
                 Poll::Pending
             }

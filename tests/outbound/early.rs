@@ -33,15 +33,17 @@ async fn answer(stream: &mut (impl AsyncWrite + Unpin), status: u16, more: &str)
 
 async fn attempt_of(sender: &Sender, bytes: usize) -> Answer {
     let mut delivery = delivery(1);
-    Arc::get_mut(&mut delivery.event).unwrap().payload = format!("\"{}\"", "x".repeat(bytes));
+    Arc::get_mut(&mut delivery.event).expect("nobody else has it").payload =
+        format!("\"{}\"", "x".repeat(bytes));
     let request = Request { deliveries: &[delivery], batch: false, attempt_number: 1, started_at: now() };
     sender.attempt(request).await.answer
 }
 
 fn sender(destination: &Destination, authority: &Authority) -> Sender {
-    let rules = Rules { allow: vec!["127.0.0.0/8".parse().unwrap()], ..Rules::default() };
-    let network = Arc::new(Network::new(rules, Some(authority.file().path())).unwrap());
-    Sender::new(Target::compile(destination, &network).unwrap(), &network)
+    let rules = Rules { allow: vec!["127.0.0.0/8".parse().expect("a network")], ..Rules::default() };
+    let network =
+        Arc::new(Network::new(rules, Some(authority.file().path())).expect("a file with a certificate"));
+    Sender::new(Target::compile(destination, &network).expect("a destination without fault"), &network)
 }
 
 #[actix_rt::test]
