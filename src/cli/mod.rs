@@ -1,11 +1,16 @@
 //! The command line: one short file a subcommand.
 
+// Its macros are for those below.
+#[macro_use]
+pub mod output;
+
 pub mod check;
 pub mod common;
 pub mod completions;
 pub mod deliveries;
 pub mod demo;
 pub mod destinations;
+pub mod environment;
 pub mod events;
 pub mod jobs;
 pub mod keys;
@@ -13,6 +18,8 @@ pub mod logging;
 pub mod migrate;
 pub mod secrets;
 pub mod serve;
+mod signals;
+mod stderr;
 
 use std::process::ExitCode;
 
