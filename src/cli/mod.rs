@@ -50,7 +50,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run the dispatcher until SIGTERM or SIGINT
+    /// Run the dispatcher until SIGTERM, SIGINT or SIGHUP
     Serve(Box<serve::Args>),
     /// Create the tables, or adopt those of an application
     Migrate(migrate::Args),

@@ -54,6 +54,14 @@ pub(super) fn read(text: &str) -> Result<PgConnectOptions, StoreError> {
     }
     let options = PgConnectOptions::from_str(url.as_str())
         .map_err(|error| StoreError::Url(format!("{error}; {FORM}")))?;
+    // An empty variable of libpq is none.
+    let options = match options.get_database() {
+        Some("") => {
+            let user = options.get_username().to_owned();
+            options.database(&user)
+        }
+        _ => options,
+    };
     let host = options.get_host().to_owned();
     if host.contains(',') {
         return Err(several_hosts());
@@ -63,7 +71,7 @@ pub(super) fn read(text: &str) -> Result<PgConnectOptions, StoreError> {
     }
     Ok(match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => options.host(address),
-        // An empty variable, where libpq looks for a socket.
+        // There libpq looks for a socket.
         None if host.is_empty() => {
             let host = default_host(options.get_port());
             options.host(host)

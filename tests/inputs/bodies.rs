@@ -65,6 +65,8 @@ async fn bodies_with_a_byte_order_mark_or_compressed_are_read_and_others_refused
         (&encoded("gzip, gzip"), &event, 415, "gzip"),
         (&[latin], &event, 415, "UTF-8"),
         (&[json], &utf16, 415, "UTF-8"),
+        (&[json], &utf16[2..].to_vec(), 415, "UTF-8"),
+        (&[json], &b"{\"event_type\": \"M\xfcnchen\"}".to_vec(), 415, "UTF-8"),
     ] {
         let (found, head, answer) = ask(&posthaste, "POST", &events, headers, body).await;
         assert_eq!(found, status, "{headers:?}: {answer}");

@@ -32,9 +32,8 @@ const MAX_EVENTS_BODY: usize = 1024 * 1024;
 
 /// Bytes that are decompressed at once.
 const INFLATED_PIECE_BYTES: usize = 16 * 1024;
-/// What some clients put before a text in UTF-8, and before one that is not.
+/// What some clients put before a text in UTF-8.
 const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
-const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
 /// In the path of every request about an organization.
 #[derive(IntoParams)]
@@ -217,11 +216,12 @@ async fn read(request: &HttpRequest, payload: Payload, most: usize) -> Result<Bo
     if is_compressed {
         bytes = inflate(&bytes, most, &mut reserved).await?;
     }
-    if UTF_16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
-        return Err(not_utf8());
-    }
     if bytes.starts_with(UTF_8_MARK) {
         bytes.advance(UTF_8_MARK.len());
+    }
+    // Without its mark, UTF-16 looks like ASCII with zeros in between.
+    if std::str::from_utf8(&bytes).is_err() || bytes.iter().take(2).any(|byte| *byte == 0) {
+        return Err(not_utf8());
     }
     Ok(Body { bytes, reserved })
 }
