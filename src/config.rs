@@ -319,6 +319,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 /// # Errors
 /// What is wrong with it, as the end of a sentence.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    // What some editors put first would hide the first line.
+    let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(pem);
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("is not PEM: {error}"))?;

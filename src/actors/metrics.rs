@@ -17,6 +17,19 @@ use crate::model::{Change, DestinationId, OrgId};
 use crate::policy::classify::Verdict;
 use crate::policy::health::Standing;
 
+/// Log lines that were dropped in this process, as nobody read them in time.
+static DROPPED_LOG_LINES: AtomicU64 = AtomicU64::new(0);
+
+/// Counts log lines that were dropped.
+pub fn count_dropped_log_lines(lines: u64) {
+    DROPPED_LOG_LINES.fetch_add(lines, Relaxed);
+}
+
+/// How many log lines were dropped.
+pub fn dropped_log_lines() -> u64 {
+    DROPPED_LOG_LINES.load(Relaxed)
+}
+
 /// Upper ends of the steps of all duration histograms, in microseconds: from what a fast database takes to
 /// the largest `timeout_ms`.
 pub const STEPS_MICROS: [u64; 13] = [

@@ -29,7 +29,7 @@ use self::page::Page;
 use super::api::{Problem, is_operator};
 use super::{IsOpen, State};
 use crate::actors::db::DbSnapshot;
-use crate::actors::metrics::{ATTEMPTS as OUTCOMES, Figures, RESULTS, Reading};
+use crate::actors::metrics::{ATTEMPTS as OUTCOMES, Figures, RESULTS, Reading, dropped_log_lines};
 use crate::actors::retention::RetentionSnapshot;
 use crate::actors::supervision::{Part, Supervision};
 use crate::actors::supervisor::SupervisorSnapshot;
@@ -56,6 +56,7 @@ pub(super) async fn metrics(
     }
     let mut page = Page::default();
     page.value(&BUILD_INFO, &format!("version=\"{VERSION}\""), 1);
+    page.value(&LOG_LINES_DROPPED, "", dropped_log_lines());
     match state.get() {
         Ok(dispatcher) => {
             let troubles = state.troubles.look(dispatcher.pool.clone()).await.len();

@@ -11,7 +11,7 @@ use actix_http::header::{
 };
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::StatusCode;
+use actix_web::http::{Method, StatusCode, Uri};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
 use bytes::Bytes;
@@ -33,6 +33,35 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Everything else is no page.
 pub(super) const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+
+/// HEAD is everywhere where GET is: it is answered alike, and the connection leaves the body out. A slash at
+/// the end of a path changes nothing.
+pub(super) async fn spelling(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    if request.method() == Method::HEAD {
+        request.head_mut().method = Method::GET;
+    }
+    if let Some(uri) = without_slash(request.uri()) {
+        request.match_info_mut().get_mut().update(&uri);
+        request.head_mut().uri = uri;
+    }
+    next.call(request).await
+}
+
+/// `uri` without slashes at the end of its path, unless there are none, or a page stands there.
+fn without_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    let bare = path.trim_end_matches('/');
+    if bare == path || bare.is_empty() || path.starts_with(api::DOCS) {
+        return None;
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{bare}{query}").parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
 
 /// Tells browsers to take answers for what they are, and not to show them inside of other sites.
 pub(super) async fn security_headers(

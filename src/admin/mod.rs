@@ -252,6 +252,7 @@ pub fn start(listen: SocketAddr, pages: Pages, state: State) -> std::io::Result<
             .wrap(from_fn(middleware::contain_panics))
             .wrap(from_fn(middleware::admission))
             .wrap(from_fn(middleware::security_headers))
+            .wrap(from_fn(middleware::spelling))
     };
     server::start(listen, places, supervision, app, |error| {
         middleware::with_security_headers(error.error_response(), middleware::POLICY)

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::output::{self, visible};
 use crate::actors::jobs::{FAST, GENTLE, Worker};
 use crate::clock;
 use crate::config::{ConfigFaults, DatabaseArgs};
@@ -25,6 +26,11 @@ use crate::store::{self, Connection, StoreError, presence};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a progress bar moves at most.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
+/// How [`state`] colours a word.
+const COLOURS: [&str; 3] = ["\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m"];
+const COLOUR_END: &str = "\u{1b}[0m";
+/// What some editors put before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Arguments of all these commands.
 #[derive(clap::Args, Debug)]
@@ -214,12 +220,15 @@ pub fn input(file: Option<&Path>, most: u64) -> Result<Vec<u8>, Failure> {
     if bytes.len() as u64 > most {
         return Err(Failure::Input(format!("{name} has more than {most} bytes")));
     }
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        bytes.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok(bytes)
 }
 
 /// Prints rows under their headings, as wide as they need: ids stay in one piece, to be copied.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| visible(&cell))).collect();
+    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|text| cell(&text))).collect();
     let widths: [usize; N] = std::array::from_fn(|column| {
         let cells = rows.iter().map(|row| measure_text_width(&row[column]));
         cells.chain([headings[column].len()]).max().unwrap_or(0)
@@ -228,7 +237,7 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
     for row in std::iter::once(&headings).chain(&rows) {
         let cells = row.iter().zip(widths);
         let line = cells.map(|(cell, width)| pad_str(cell, width, Alignment::Left, None));
-        println!("{}", line.collect::<Vec<_>>().join("  ").trim_end());
+        output::coloured_line(line.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
 
@@ -248,32 +257,18 @@ pub fn state(word: &str) -> String {
 pub fn fields<'f>(fields: impl IntoIterator<Item = (&'f str, Option<String>)>) {
     for (name, value) in fields {
         if let Some(value) = value {
-            println!("{name:16} {}", visible(&value));
+            output::coloured_line(&format!("{name:16} {}", cell(&value)));
         }
     }
 }
 
-/// `text` without what a terminal would obey: receivers and tenants have a say in it. Colours stay.
-fn visible(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        let length = colour(rest).unwrap_or(c.len_utf8());
-        let turns = matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if length == c.len_utf8() && (c.is_control() || turns) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push_str(&rest[..length]);
-        }
-        rest = &rest[length..];
+/// What stands in a cell: a word by [`state`] in its colour, everything else as it can be shown.
+fn cell(text: &str) -> String {
+    let word = COLOURS.iter().find_map(|colour| text.strip_prefix(colour)?.strip_suffix(COLOUR_END));
+    match word {
+        Some(word) if word.bytes().all(|byte| byte.is_ascii_lowercase()) => text.to_owned(),
+        _ => visible(text).into_owned(),
     }
-    shown
-}
-
-/// The length of the sequence that `text` begins with, if it is one of [`state`] or of a heading.
-fn colour(text: &str) -> Option<usize> {
-    let ours = ["\u{1b}[0m", "\u{1b}[1m", "\u{1b}[31m", "\u{1b}[32m", "\u{1b}[33m"];
-    ours.iter().find(|sequence| text.starts_with(*sequence)).map(|sequence| sequence.len())
 }
 
 /// How long a list goes on over pages on which there is nothing.
@@ -366,18 +361,15 @@ mod tests {
 
     #[test]
     fn a_terminal_obeys_nothing_but_colours() {
+        let coloured = "\u{1b}[32mdelivered\u{1b}[0m";
+        assert_eq!(cell(coloured), coloured);
         for (text, shown) in [
-            ("plain é 日本", "plain é 日本"),
-            ("\u{1b}[32mdelivered\u{1b}[0m", "\u{1b}[32mdelivered\u{1b}[0m"),
-            ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
-            ("\u{1b}[2J\u{1b}[1;1H", "\\u{1b}[2J\\u{1b}[1;1H"),
-            ("one\r\ntwo\u{9b}2J", "one\\r\\ntwo\\u{9b}2J"),
-            ("\u{202e}desrever", "\\u{202e}desrever"),
-            ("\u{1b}[8mhidden", "\\u{1b}[8mhidden"),
-            ("\u{1b}[", "\\u{1b}["),
-            ("\u{1b}", "\\u{1b}"),
+            ("plain é", "plain é"),
+            ("\u{1b}[32mDelivered\u{1b}[2J\u{1b}[0m", "\\u001b[32mDelivered\\u001b[2J\\u001b[0m"),
+            ("\u{1b}[8mhidden\u{1b}[0m", "\\u001b[8mhidden\\u001b[0m"),
+            ("one\ntwo", "one\\ntwo"),
         ] {
-            assert_eq!(visible(text), shown);
+            assert_eq!(cell(text), shown);
         }
     }
 }

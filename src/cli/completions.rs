@@ -15,6 +15,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
     let mut command = super::Cli::command();
-    clap_complete::generate(args.shell, &mut command, "posthaste", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "posthaste", &mut script);
+    super::output::print(&String::from_utf8_lossy(&script));
     ExitCode::SUCCESS
 }

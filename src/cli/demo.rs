@@ -16,11 +16,11 @@ mod summary;
 use std::io;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use self::dispatcher::Dispatcher;
 use self::place::Place;
 use self::receivers::Receivers;
+use super::output;
+use super::signals::Signals;
 use crate::config::{DataDirArgs, DatabaseArgs};
 use crate::embedded::EmbeddedError;
 use crate::model::Secret;
@@ -70,7 +70,7 @@ enum Failure {
 /// Runs the command.
 pub fn run(args: Args) -> ExitCode {
     // Failing receivers are part of the show: their lines would only tear the progress apart.
-    if std::env::var_os("RUST_LOG").is_none() {
+    if std::env::var_os("RUST_LOG").is_none_or(|filter| filter.is_empty()) {
         log::set_max_level(log::LevelFilter::Error);
     }
     match actix_rt::System::new().block_on(demo(&args)) {
@@ -89,9 +89,10 @@ pub fn run(args: Args) -> ExitCode {
 
 /// `Ok(true)`: everything is as it should be.
 async fn demo(args: &Args) -> Result<bool, Failure> {
-    let mut interrupt = Interrupt::listen()?;
+    // From the first moment on: what was started must be ended.
+    let mut signals = Signals::new()?;
     let place = Place::make(args).await?;
-    let shown = show(args, &place.url()?, &mut interrupt).await;
+    let shown = show(args, &place.url()?, &mut signals).await;
     // Whatever happened, nothing stays behind.
     let cleared = place.clear().await;
     let shown = shown?;
@@ -99,7 +100,7 @@ async fn demo(args: &Args) -> Result<bool, Failure> {
     Ok(shown)
 }
 
-async fn show(args: &Args, url: &Secret, interrupt: &mut Interrupt) -> Result<bool, Failure> {
+async fn show(args: &Args, url: &Secret, signals: &mut Signals) -> Result<bool, Failure> {
     let participants = plan::participants();
     let receivers = Receivers::start(&participants)?;
     let mut conn = store::connect(&store::options(url)?).await?;
@@ -111,7 +112,9 @@ async fn show(args: &Args, url: &Secret, interrupt: &mut Interrupt) -> Result<bo
     );
     let written = tokio::select! {
         written = stream::write(args, &mut conn, &organizations, &participants, &receivers) => written,
-        () = interrupt.heard() => Err(Failure::Interrupted),
+        _ = signals.next() => Err(Failure::Interrupted),
+        // Nobody watches any more.
+        () = output::broken() => Err(Failure::Interrupted),
     };
     let stopped = dispatcher.stop().await.map_err(Failure::Dispatcher);
     let records = receivers.stop().await;
@@ -119,23 +122,4 @@ async fn show(args: &Args, url: &Secret, interrupt: &mut Interrupt) -> Result<bo
     stopped?;
     let not_delivered = store::demo::not_delivered(&mut conn).await?;
     Ok(summary::print(&participants, &written, &records, not_delivered))
-}
-
-/// Ctrl-C and SIGTERM, from the first moment on: what was started must be ended.
-struct Interrupt {
-    int: Signal,
-    term: Signal,
-}
-
-impl Interrupt {
-    fn listen() -> io::Result<Interrupt> {
-        Ok(Interrupt { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
-    }
-
-    async fn heard(&mut self) {
-        tokio::select! {
-            _ = self.int.recv() => {}
-            _ = self.term.recv() => {}
-        }
-    }
 }

@@ -275,11 +275,24 @@ fn rotate(args: &RotateArgs) -> ExitCode {
         let ready = Ready::new(&args.outbound)?;
         let mut asked = Rotate { overlap_seconds: args.overlap_seconds.into(), ..Rotate::default() };
         if let Some(file) = &args.secret_file {
-            let text = String::from_utf8(common::input(Some(file), MAX_SECRET_BYTES)?);
-            let text = text.map_err(|_| Failure::Input("the secret is not UTF-8".into()))?;
-            asked.signing_secret = Patch::Value(text.trim_end_matches(['\r', '\n']).to_owned());
+            asked.signing_secret = Patch::Value(secret(common::input(Some(file), MAX_SECRET_BYTES)?)?);
         }
         Ok(destinations::rotate(conn, org, Principal::Operator, id, asked, ready.setup()).await?)
     };
     common::run(&args.one.common, rotate, rotated)
+}
+
+/// The secret in a file. What was quoted, or has more than one word, was meant for a shell or another
+/// program: as a secret it would be taken as it stands, and no signature would verify.
+fn secret(file: Vec<u8>) -> Result<String, Failure> {
+    let text = String::from_utf8(file).map_err(|_| Failure::Input("the secret is not UTF-8".into()))?;
+    let secret = text.trim();
+    let why = match secret.chars().next() {
+        None => "the file of the secret is empty",
+        Some('"' | '\'') => "the secret is in quotes, which would be part of it: write it without",
+        _ if secret.contains(char::is_whitespace) => "the secret has spaces or several lines: write it alone",
+        _ if secret.contains(char::is_control) => "the secret has control characters",
+        _ => return Ok(secret.to_owned()),
+    };
+    Err(Failure::Input(why.into()))
 }

@@ -1,11 +1,16 @@
 //! The command line: one short file a subcommand.
 
+// Its macros are for those below.
+#[macro_use]
+pub mod output;
+
 pub mod check;
 pub mod common;
 pub mod completions;
 pub mod deliveries;
 pub mod demo;
 pub mod destinations;
+pub mod environment;
 pub mod events;
 pub mod jobs;
 pub mod keys;
@@ -13,6 +18,8 @@ pub mod logging;
 pub mod migrate;
 pub mod secrets;
 pub mod serve;
+mod signals;
+mod stderr;
 
 use std::process::ExitCode;
 
@@ -43,7 +50,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run the dispatcher until SIGTERM or SIGINT
+    /// Run the dispatcher until SIGTERM, SIGINT or SIGHUP
     Serve(Box<serve::Args>),
     /// Create the tables, or adopt those of an application
     Migrate(migrate::Args),

@@ -1,4 +1,4 @@
-//! `posthaste serve`: the dispatcher, until SIGTERM or SIGINT.
+//! `posthaste serve`: the dispatcher, until SIGTERM, SIGINT or SIGHUP.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use actix_rt::System;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::signals::Signals;
+use super::stderr;
 use crate::actors::supervision::{Fatal, Supervision, TICK, Watchdog};
 use crate::actors::{Dispatcher, StartError};
 use crate::admin::{self, Pages, ServerHandle, State};
@@ -191,7 +192,10 @@ async fn serve(config: Config, embedded: bool) -> Result<(), ServeError> {
     let supervision = Supervision::default();
     supervision.watch_arbiter("the main thread", System::current().arbiter().clone());
     // Where this thread is what does not answer, nobody else can end the process.
-    let last_resort = || std::process::exit(super::EXIT_PANIC.into());
+    let last_resort = || {
+        stderr::flush();
+        std::process::exit(super::EXIT_PANIC.into())
+    };
     let watchdog = Watchdog::start(supervision.clone(), TICK, last_resort).map_err(ServeError::Watchdog)?;
     let served = serve_supervised(config, embedded, supervision).await;
     // After a fault it sees to it that the process ends.
@@ -206,7 +210,7 @@ async fn serve_supervised(
     embedded: bool,
     supervision: Supervision,
 ) -> Result<(), ServeError> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new().map_err(ServeError::Signals)?;
     let state = State::starting("starting: the database has not answered yet", &config, supervision.clone());
     let servers = start_servers(&config, &state)?;
     let prepared = tokio::select! {
@@ -244,6 +248,7 @@ async fn dispatch(dispatcher: Dispatcher, state: &State, signals: &mut Signals) 
         () = stop => log::info!("stopped: everything is recorded"),
         name = signals.next() => {
             log::warn!("{name} again: ending at once; what was in flight will be sent again");
+            stderr::flush();
             std::process::exit(1);
         }
     }
@@ -317,29 +322,6 @@ async fn prepare(config: &Config, embedded: bool, state: &State) -> Result<Conne
             said = error;
         }
         tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// The two signals that stop the program.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Signals, ServeError> {
-        let listen = |kind| signal(kind).map_err(ServeError::Signals);
-        Ok(Signals {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }
 

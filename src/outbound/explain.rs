@@ -10,6 +10,7 @@ use actix_http::error::{ParseError, PayloadError};
 use awc::error::{ConnectError, SendRequestError};
 use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
+use super::tls_words;
 use super::tracked_stream::Ended;
 use crate::policy::egress::Refusal;
 
@@ -163,9 +164,11 @@ pub(super) fn tls(error: &io::Error, peer: &str) -> Unconnected {
         | rustls::Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13) => {
             "the receiver speaks no version of TLS from 1.2 on, older ones are not safe".into()
         }
-        rustls::Error::AlertReceived(alert) => format!("the receiver refused the handshake: {alert:?}"),
+        rustls::Error::AlertReceived(alert) => {
+            format!("the receiver refused the handshake: {}", tls_words::words(alert))
+        }
         rustls::Error::InvalidMessage(_) => format!("{peer} does not speak TLS"),
-        other => other.to_string(),
+        other => tls_words::sentence(other),
     };
     Unconnected::Theirs(shorten(&format!("TLS: {reason}")))
 }
@@ -184,7 +187,12 @@ fn certificate(fault: &CertificateError) -> String {
         }
         CertificateError::BadSignature => "certificate with a wrong signature".into(),
         CertificateError::Revoked => "certificate was revoked".into(),
-        other => format!("certificate refused: {other}"),
+        other => match tls_words::words(other) {
+            role if role == "ca used as end entity" => {
+                "the certificate is one of an authority, not of a server".into()
+            }
+            why => format!("certificate refused: {why}"),
+        },
     }
 }
 

@@ -29,12 +29,14 @@ mod headers;
 mod lookup;
 mod network;
 mod oauth;
+mod own_certificates;
 mod phase;
 mod pool;
 mod redact;
 mod response_head_filter;
 mod single_flight;
 mod target;
+mod tls_words;
 mod tracked_stream;
 
 use std::cell::{Ref, RefCell};
@@ -160,7 +162,7 @@ impl Sender {
         let progress = Progress::default();
         let sent = progress.track(self.send(request, body, token));
         let head = match tokio::time::timeout_at(deadline, sent).await {
-            Err(_) => return Answer::Failed(progress.phase().timed_out(self.target.timeout)),
+            Err(_) => return timed_out(&progress, self.target.timeout),
             Ok(Err(Failure::Ours(message))) => return Answer::OurFault(message),
             // Some errors quote what came.
             Ok(Err(failure)) => return Answer::Failed(redactor.redact(failure.to_string())),
@@ -197,6 +199,17 @@ impl Sender {
         match self.pool.send(headers(), body.clone()).await {
             Err(Failure::Stale) => self.pool.send_fresh(headers(), body.clone()).await,
             sent => sent,
+        }
+    }
+}
+
+/// What came of a request whose time is over. Who accepts a request before it is written has accepted it.
+fn timed_out(progress: &Progress, timeout: Duration) -> Answer {
+    let why = progress.phase().timed_out(timeout);
+    match progress.accepted() {
+        None => Answer::Failed(why),
+        Some(status) => {
+            Answer::Response { status, body: String::new(), retry_after: None, broken: Some(why) }
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::fault::Fault;
 use super::lookup::Lookups;
+use super::own_certificates::trusting;
 use crate::config::certificates;
 use crate::model::Settings;
 use crate::policy::egress::Rules;
@@ -18,6 +19,8 @@ use crate::policy::egress::Rules;
 pub struct Network {
     pub(super) rules: Arc<Rules>,
     roots: Arc<RootCertStore>,
+    /// Of the roots, those that somebody has given: each may be a server's own.
+    own: Vec<CertificateDer<'static>>,
     tls: Arc<ClientConfig>,
     pub(super) lookups: Lookups,
 }
@@ -56,14 +59,15 @@ impl Network {
                 "the system has no trusted certificates: https works only with POSTHASTE_CA_FILE or tls_ca"
             );
         }
+        let mut own = Vec::new();
         if let Some(path) = ca_file {
             let fault = |reason: String| NetworkError::CaFile { file: path.display().to_string(), reason };
             let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-            add_roots(&mut roots, &pem).map_err(fault)?;
+            own = add_roots(&mut roots, &pem).map_err(fault)?;
         }
         let roots = Arc::new(roots);
-        let tls = http1(builder(roots.clone())?.with_no_client_auth());
-        Ok(Network { rules: Arc::new(rules), roots, tls: Arc::new(tls), lookups: Lookups::default() })
+        let tls = http1(trusting(roots.clone(), own.clone())?.with_no_client_auth());
+        Ok(Network { rules: Arc::new(rules), roots, own, tls: Arc::new(tls), lookups: Lookups::default() })
     }
 
     /// The egress rules, for checks where a destination is written.
@@ -83,16 +87,16 @@ impl Network {
             return Ok(self.tls());
         }
         let fault = |field: &'static str, why: &str| Fault::Tls(field, why.to_owned());
-        let roots = match tls_ca {
-            None => self.roots.clone(),
+        let (roots, own) = match tls_ca {
+            None => (self.roots.clone(), self.own.clone()),
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
-                add_roots(&mut roots, pem.as_bytes())
+                let own = add_roots(&mut roots, pem.as_bytes())
                     .map_err(|why| fault("tls_ca", &format!("tls_ca: {why}")))?;
-                Arc::new(roots)
+                (Arc::new(roots), own)
             }
         };
-        let builder = builder(roots).map_err(|error| fault("tls_ca", &error.to_string()))?;
+        let builder = trusting(roots, own).map_err(|error| fault("tls_ca", &error.to_string()))?;
         let config = match (tls_client_cert, tls_client_key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => {
@@ -114,24 +118,18 @@ impl Network {
     }
 }
 
-type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
-
-fn builder(roots: Arc<RootCertStore>) -> Result<Builder, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots))
-}
-
 fn http1(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
 
-fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
-    for certificate in certificates(pem)? {
+/// Adds the certificates in `pem` to `roots`, and returns them.
+fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = certificates(pem)?;
+    for certificate in &certificates {
         roots
-            .add(certificate)
+            .add(certificate.clone())
             .map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
     }
-    Ok(())
+    Ok(certificates)
 }

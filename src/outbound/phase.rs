@@ -40,33 +40,49 @@ impl Phase {
 }
 
 tokio::task_local! {
-    static PRESENT: Rc<Cell<Phase>>;
+    static PRESENT: Rc<Standing>;
+}
+
+/// Where an attempt stands.
+struct Standing {
+    phase: Cell<Phase>,
+    accepted: Cell<Option<u16>>,
 }
 
 /// The phase of one attempt. Cheap to clone; all clones are the same.
 #[derive(Clone)]
-pub(super) struct Progress(Rc<Cell<Phase>>);
+pub(super) struct Progress(Rc<Standing>);
 
 impl Default for Progress {
     fn default() -> Progress {
-        Progress(Rc::new(Cell::new(Phase::Sending)))
+        Progress(Rc::new(Standing { phase: Cell::new(Phase::Sending), accepted: Cell::new(None) }))
     }
 }
 
 impl Progress {
     /// Where `exchange` stands is known here from now on.
     pub(super) async fn track<F: Future>(&self, exchange: F) -> F::Output {
-        self.0.set(Phase::Sending);
+        self.0.phase.set(Phase::Sending);
         PRESENT.scope(self.0.clone(), exchange).await
     }
 
     /// The present phase, or the last one.
     pub(super) fn phase(&self) -> Phase {
-        self.0.get()
+        self.0.phase.get()
+    }
+
+    /// The status by which the receiver has accepted a request that was still being written.
+    pub(super) fn accepted(&self) -> Option<u16> {
+        self.0.accepted.get()
     }
 }
 
 /// The attempt that is being polled has come to `phase`. Connections are also polled at rest, for nobody.
 pub(super) fn enter(phase: Phase) {
-    PRESENT.try_with(|present| present.set(phase)).ok();
+    PRESENT.try_with(|present| present.phase.set(phase)).ok();
+}
+
+/// The attempt that is being polled is accepted with `status`, and still writes its request.
+pub(super) fn accepted(status: u16) {
+    PRESENT.try_with(|present| present.accepted.set(Some(status))).ok();
 }

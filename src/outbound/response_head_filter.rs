@@ -57,6 +57,12 @@ impl Head {
         !self.came.is_empty()
     }
 
+    /// The status that stands at its beginning.
+    pub(super) fn status(&self) -> Option<u16> {
+        let line = self.came.strip_prefix(START)?;
+        std::str::from_utf8(line.get(2..5)?).ok()?.parse().ok()
+    }
+
     /// Takes in `bytes` that came.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let mut looked_at = self.came.len();

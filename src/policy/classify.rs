@@ -3,12 +3,20 @@
 
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+
 use crate::model::Answer;
 
 /// Shortest pause that a `Retry-After` can ask for.
 pub const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause that a `Retry-After` can ask for: nobody may switch a destination off for a week by mistake.
 pub const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// Seconds from which a number is no distance but a time, in seconds since 1970: 31 years.
+const LEAST_UNIX_TIME: f64 = 1e9;
+/// And from which it is none again, to be nobody's surprise: 1000 years.
+const MOST_UNIX_TIME: f64 = 32e9;
 
 /// What an answer means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,17 +70,42 @@ pub fn message(answer: &Answer) -> String {
     }
 }
 
-/// `Retry-After` (RFC 9110, section 10.2.3): seconds or an HTTP date; `None` when it is neither.
+/// `Retry-After` (RFC 9110, section 10.2.3): seconds or an HTTP date, and what has one sensible reading
+/// besides: fractions and units of seconds, a Unix time, dates of RFC 3339 and of RFC 2822 with their zones.
+/// `None` when it is nothing of these.
 ///
 /// Clamped to [`MIN_PAUSE`] .. [`MAX_PAUSE`].
 pub fn parse_retry_after(text: &str, wall: SystemTime) -> Option<Duration> {
-    let text = text.trim();
-    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        text.parse().map_or(MAX_PAUSE, Duration::from_secs)
-    } else {
-        httpdate::parse_http_date(text).ok()?.duration_since(wall).unwrap_or(MIN_PAUSE)
+    let text = text.trim().trim_matches('"').trim();
+    let until = |time: SystemTime| time.duration_since(wall).unwrap_or(MIN_PAUSE);
+    let asked = match seconds(text) {
+        Some(seconds) if (LEAST_UNIX_TIME..MOST_UNIX_TIME).contains(&seconds) => {
+            until(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds))
+        }
+        Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(MAX_PAUSE),
+        None => until(date(text)?),
     };
     Some(asked.clamp(MIN_PAUSE, MAX_PAUSE))
+}
+
+/// A number of seconds, written out: no exponents, no commas.
+fn seconds(text: &str) -> Option<f64> {
+    let units = ["seconds", "second", "secs", "sec", "s"];
+    let number = units.iter().find_map(|unit| text.strip_suffix(unit)).unwrap_or(text).trim_end();
+    let number = number.strip_prefix('+').unwrap_or(number);
+    let is_number = number.starts_with(|c: char| c.is_ascii_digit())
+        && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    is_number.then(|| number.parse().ok())?
+}
+
+/// A time that says its zone.
+fn date(text: &str) -> Option<SystemTime> {
+    if let Ok(time) = httpdate::parse_http_date(text) {
+        return Some(time);
+    }
+    let universal = text.strip_suffix(" UTC").map(|time| format!("{time} GMT"));
+    let mail = || DateTimeParser::new().parse_timestamp(universal.as_deref().unwrap_or(text)).ok();
+    text.parse::<Timestamp>().ok().or_else(mail).map(SystemTime::from)
 }
 
 #[cfg(test)]
@@ -154,6 +187,54 @@ mod tests {
         assert_eq!(pause, Some(Duration::from_secs(90)));
         let later = wall + Duration::from_secs(500);
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", later), Some(MIN_PAUSE));
+    }
+
+    #[test]
+    fn what_has_one_sensible_reading_is_understood() {
+        // 2026-01-31T12:00:00Z, minus 300 s.
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_769_860_800 - 300);
+        for (text, seconds) in [
+            ("300", Some(300.0)),
+            (" 300 ", Some(300.0)),
+            ("\"300\"", Some(300.0)),
+            ("+300", Some(300.0)),
+            ("300.5", Some(300.5)),
+            ("300.", Some(300.0)),
+            ("0.25", Some(1.0)),
+            ("300s", Some(300.0)),
+            ("300 seconds", Some(300.0)),
+            ("1769860800", Some(300.0)),
+            ("1769860800000", Some(86_400.0)),
+            ("99999999999999999999999.5", Some(86_400.0)),
+            ("2026-01-31T12:00:00Z", Some(300.0)),
+            ("2026-01-31t12:00:00.500z", Some(300.5)),
+            ("2026-01-31 13:00:00+01:00", Some(300.0)),
+            ("2026-01-31T12:00:00+00:00", Some(300.0)),
+            ("Sat, 31 Jan 2026 12:00:00 GMT", Some(300.0)),
+            ("Sat, 31 Jan 2026 12:00:00 UTC", Some(300.0)),
+            ("Sat, 31 Jan 2026 12:00:00 +0000", Some(300.0)),
+            ("Sat, 31 Jan 2026 07:00:00 -0500", Some(300.0)),
+            ("31 Jan 2026 12:00:00 +0000", Some(300.0)),
+            ("2020-01-01T00:00:00Z", Some(1.0)),
+            ("2999-01-01T00:00:00Z", Some(86_400.0)),
+            // These have several readings, or none.
+            ("2026-01-31T12:00:00", None),
+            ("2026-01-31", None),
+            ("01/02/2026 12:00:00", None),
+            ("300,5", None),
+            ("1.2.3", None),
+            ("3e2", None),
+            ("-300", None),
+            ("0x10", None),
+            ("inf", None),
+            ("NaN", None),
+            (".", None),
+            ("", None),
+            ("soon", None),
+        ] {
+            let found = parse_retry_after(text, wall);
+            assert_eq!(found, seconds.map(Duration::from_secs_f64), "{text:?}");
+        }
     }
 
     proptest! {

@@ -12,6 +12,10 @@ use url::{Host, Url};
 /// Longest URL in bytes: most receivers take no longer request line.
 pub const MAX_URL_BYTES: usize = 8 * 1024;
 
+/// Longest name of a host, and longest part of it between two dots (RFC 1035).
+const MAX_NAME_BYTES: usize = 253;
+const MAX_LABEL_BYTES: usize = 63;
+
 /// The egress rules of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -129,6 +133,20 @@ fn via(embedded: &Option<Ipv4Addr>) -> String {
     embedded.map(|v4| format!(", as it embeds {v4}")).unwrap_or_default()
 }
 
+/// Whether the text of a URL has something before an `@` in front of its host.
+fn has_userinfo(text: &str) -> bool {
+    let (_, rest) = text.split_once(':').unwrap_or_default();
+    let authority = rest.trim_start_matches(['/', '\\']);
+    let end = authority.find(['/', '\\', '?', '#']).unwrap_or(authority.len());
+    authority[..end].contains('@')
+}
+
+/// Whether the resolver can be asked for `host`, which may end in a dot.
+fn is_name(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    name.len() <= MAX_NAME_BYTES && name.split('.').all(|label| (1..=MAX_LABEL_BYTES).contains(&label.len()))
+}
+
 impl Rules {
     /// Judges everything that can be known from the text of a URL.
     ///
@@ -152,7 +170,8 @@ impl Rules {
             "http" => {}
             other => return Err(Refusal::Scheme(other.to_owned())),
         }
-        if !url.username().is_empty() || url.password().is_some() {
+        // An empty one leaves no trace in what was parsed.
+        if !url.username().is_empty() || url.password().is_some() || has_userinfo(text) {
             return Err(Refusal::Userinfo);
         }
         if url.port() == Some(0) {
@@ -163,7 +182,14 @@ impl Rules {
             None => return Err(Refusal::Malformed("it has no host".into())),
             Some(Host::Ipv4(addr)) => self.check_addr(addr.into())?,
             Some(Host::Ipv6(addr)) => self.check_addr(addr.into())?,
-            Some(Host::Domain(name)) => self.check_name(name)?,
+            Some(Host::Domain(name)) => {
+                self.check_name(name)?;
+                if !is_name(name) {
+                    let why =
+                        "its host is no name: the parts between dots have 1 to 63 characters, all have 253";
+                    return Err(Refusal::Malformed(why.into()));
+                }
+            }
         }
         url.set_fragment(None);
         Ok(url)

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
-use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::schema::quoted;
-use super::{StoreError, connect, options};
+use super::{StoreError, connect, connection_url, options};
 use crate::model::Secret;
 
 /// Creating or dropping a database writes files and may wait for a checkpoint.
@@ -53,7 +52,7 @@ pub async fn drop(server: &Secret, name: &str) -> Result<(), StoreError> {
 /// # Errors
 /// When `url` is no URL.
 pub fn with_name(url: &Secret, name: &str) -> Result<Secret, StoreError> {
-    let mut url = Url::parse(url.reveal()).map_err(|error| StoreError::Url(error.to_string()))?;
+    let mut url = connection_url::normal(url.reveal())?;
     url.set_path(name);
     // The parameter would win over the path.
     let others: Vec<_> = url.query_pairs().filter(|(key, _)| key != "dbname").collect();

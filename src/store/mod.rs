@@ -4,6 +4,7 @@
 //! depend on session settings. They cross the wire as microseconds since 1970 ([`crate::model::DbTime`]), so
 //! that `infinity` in an application's table cannot hurt.
 
+mod connection_url;
 pub mod database;
 pub mod deliveries;
 pub mod demo;
@@ -27,11 +28,10 @@ mod statement;
 mod time;
 pub mod trouble;
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
 
 pub use self::sessions::{ConnectOptions, connect, fitting};
 pub use self::statement::Db;
@@ -209,13 +209,7 @@ impl StoreError {
 /// [`StoreError::Url`] when `url` is not a PostgreSQL URL; the message does not repeat it, as it may hold a
 /// password.
 pub fn options(url: &Secret) -> Result<ConnectOptions, StoreError> {
-    const FORM: &str = "it should look like postgres://user@host:5432/database";
-    if !["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme)) {
-        return Err(StoreError::Url(FORM.into()));
-    }
-    let options = PgConnectOptions::from_str(url.reveal())
-        .map_err(|error| StoreError::Url(format!("{error}; {FORM}")))?;
-    let server = options
+    let server = connection_url::read(url.reveal())?
         .application_name("posthaste")
         .extra_float_digits(None)
         .log_statements(log::LevelFilter::Trace)

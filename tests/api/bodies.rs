@@ -99,7 +99,7 @@ async fn what_is_no_json_too_large_or_elsewhere_is_told() {
     let monster = r#"[{"event_type": "a"}, {"event_type": "a", "payload": 1e131071}]"#;
     api.ask(ADMIN, "POST", &events, monster).await.names(&["events[1].payload"]);
     let put = api.admin("PUT", org, "/events", &json!({})).await;
-    assert_eq!(put.is_problem(405).header("allow"), Some("get, post"));
+    assert_eq!(put.is_problem(405).header("allow"), Some("get, head, post"));
     let delete = api.admin("DELETE", org, "/deliveries/retry", &Value::Null).await;
     assert_eq!(delete.is_problem(405).header("allow"), Some("post"));
     for path in ["/", "/api/v1", "/api/v2/orgs", "/nothing"] {

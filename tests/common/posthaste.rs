@@ -57,6 +57,15 @@ impl Posthaste {
         program
     }
 
+    /// [`Posthaste::serve`] by a shell that has run `before` itself.
+    pub async fn serve_under(before: &str, url: &Secret) -> Posthaste {
+        let mut command = command_of("sh", &[("DATABASE_URL", url.reveal())]);
+        command.args(["-c", &format!("{before}; exec \"$0\" serve"), PROGRAM]);
+        let program = Posthaste::start(command);
+        program.ready().await;
+        program
+    }
+
     /// Any command, with a clean environment: only what a dispatcher on loopback needs, and `environment`.
     pub fn spawn(arguments: &[&str], environment: &[(&str, &str)]) -> Posthaste {
         Posthaste::start(command(arguments, environment))

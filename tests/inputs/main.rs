@@ -1,17 +1,25 @@
-//! Inputs that broke other projects: what databases of applications look like, and what they do.
+//! Inputs as they come from elsewhere: other shells, other editors, other clients, other servers. By the real
+//! program.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bodies;
 mod bridge;
 mod dates;
 mod kept;
+mod log;
 mod names;
+mod options;
+mod output;
+mod paths;
 mod plans;
 mod setups;
+mod signals;
 mod stored;
+mod terminal;
 
 use common::{Db, Posthaste, eventually, request};
 use serde_json::{Value, json};

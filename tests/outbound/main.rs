@@ -5,6 +5,7 @@
 mod authority;
 
 mod anything;
+mod early;
 mod echoes;
 mod faults;
 mod oauth;

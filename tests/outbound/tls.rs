@@ -115,7 +115,7 @@ async fn a_receiver_that_knows_only_old_versions_of_tls_is_refused() {
 async fn an_alert_in_the_handshake_is_told_and_one_in_the_answer_breaks_it() {
     let authority = Authority::new();
     let alert = |reason| vec![21, 3, 3, 0, 2, 2, reason];
-    for (reason, name) in [(40, "HandshakeFailure"), (80, "InternalError"), (112, "UnrecognisedName")] {
+    for (reason, name) in [(40, "handshake failure"), (80, "internal error"), (112, "unrecognised name")] {
         let receiver = saying(alert(reason)).await;
         let message = failed(attempt(&sender(&at(&receiver, "localhost"), network(&authority))).await);
         assert_eq!(message, format!("TLS: the receiver refused the handshake: {name}"));
@@ -178,12 +178,93 @@ async fn a_destination_may_trust_an_authority_of_its_own() {
 }
 
 #[actix_rt::test]
+async fn a_servers_own_certificate_is_trusted_as_that_very_certificate() {
+    // As `openssl req -x509` makes it, which says that it is an authority; and as others do.
+    for is_ca in [true, false] {
+        let mut own = params("localhost");
+        let name = own.distinguished_name.clone();
+        if is_ca {
+            own.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        }
+        let identity = |params: &rcgen::CertificateParams| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            (params.self_signed(&key).unwrap(), key)
+        };
+        let own_identity = identity(&own);
+        let pem = own_identity.0.pem();
+        let receiver = serve(own_identity, None).await;
+        let mut trusting = at(&receiver, "localhost");
+        trusting.settings.tls_ca = Some(pem.clone());
+        let open = || Network::new(open_rules(), None).unwrap();
+        assert_eq!(attempt(&sender(&trusting, open())).await, response(200, "secure"), "{is_ca}");
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(format!("\u{feff}{}", pem.replace('\n', "\r\n")).as_bytes()).unwrap();
+        let by_file = Network::new(open_rules(), Some(file.path())).unwrap();
+        let answer = attempt(&sender(&at(&receiver, "localhost"), by_file)).await;
+        assert_eq!(answer, response(200, "secure"), "by a file of an editor that marks it, {is_ca}");
+
+        // That one, for its own names, while it is valid; and no other that looks like it.
+        let mut other_host = at(&receiver, "127.0.0.1");
+        other_host.settings.tls_ca = Some(pem.clone());
+        let told = failed(attempt(&sender(&other_host, open())).await);
+        assert_eq!(told, "TLS: certificate is for another host");
+        let imitation = serve(identity(&own), None).await;
+        let mut imitated = at(&imitation, "localhost");
+        imitated.settings.tls_ca = Some(pem.clone());
+        let told = failed(attempt(&sender(&imitated, open())).await);
+        assert!(told.starts_with("TLS: ") && told.contains("certificate "), "{told}");
+        no_debug_text(&told);
+        let mut old = own.clone();
+        (old.not_before, old.not_after) =
+            (rcgen::date_time_ymd(2001, 1, 1), rcgen::date_time_ymd(2002, 1, 1));
+        old.distinguished_name = name;
+        let old = identity(&old);
+        let pem = old.0.pem();
+        let receiver = serve(old, None).await;
+        let mut trusting = at(&receiver, "localhost");
+        trusting.settings.tls_ca = Some(pem);
+        assert_eq!(failed(attempt(&sender(&trusting, open())).await), "TLS: certificate expired");
+    }
+}
+
+/// Fails where a text shows how the program is written.
+#[track_caller]
+fn no_debug_text(told: &str) {
+    let humps = |word: &str| {
+        word.as_bytes().windows(2).any(|w| w[0].is_ascii_lowercase() && w[1].is_ascii_uppercase())
+    };
+    assert!(!told.split_whitespace().any(humps) && !told.contains(['{', '[']), "{told}");
+}
+
+#[actix_rt::test]
+async fn errors_of_tls_are_told_in_words() {
+    let authority = Authority::new();
+    // An authority's certificate where a server's own is wanted; a server that answers with nonsense; one
+    // that breaks the protocol.
+    let mut params = params("localhost");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let as_server = serve(authority.issue(&params), None).await;
+    let told = failed(attempt(&sender(&at(&as_server, "localhost"), network(&authority))).await);
+    assert_eq!(told, "TLS: the certificate is one of an authority, not of a server");
+    for bytes in [
+        vec![22, 3, 3, 0, 4, 14, 0, 0, 0],
+        vec![22, 3, 3, 0, 4, 2, 0, 0, 0],
+        vec![23, 3, 3, 0, 4, 2, 0, 0, 0],
+        vec![20, 3, 3, 0, 1, 1],
+        vec![21, 3, 3, 0, 2, 2, 255],
+    ] {
+        let receiver = saying(bytes).await;
+        no_debug_text(&failed(attempt(&sender(&at(&receiver, "localhost"), network(&authority))).await));
+    }
+}
+
+#[actix_rt::test]
 async fn a_client_certificate_is_shown_when_there_is_one() {
     let authority = Authority::new();
     let receiver = serve(authority.issue(&params("localhost")), Some(&authority)).await;
     let mut destination = at(&receiver, "localhost");
     let message = failed(attempt(&sender(&destination, network(&authority))).await);
-    assert!(message.contains("CertificateRequired"), "{message}");
+    assert!(message.contains("certificate required"), "{message}");
 
     let (certificate, key) = authority.client();
     destination.settings.tls_client_cert = Some(certificate.pem());

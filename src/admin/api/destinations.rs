@@ -11,6 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::access::Org;
+use super::entity_tags;
 use super::input::{Id, Json, MaybeJson, Nothing, OnePath, OrgPath, Query};
 use super::problem::Problem;
 use super::{Answer, ok};
@@ -124,7 +125,8 @@ async fn one(state: web::Data<State>, org: Org, principal: Principal, id: Id) ->
 /// sending it to a receiver of their own.
 #[utoipa::path(tag = "destinations", operation_id = "update_destination", request_body = Changes,
     params(OnePath,
-        ("if-match" = Option<String>, Header, description = "The `etag` that came with what was read")),
+        ("if-match" = Option<String>, Header, description = "The `etag` that came with what was read. One of \
+            several is enough, and a weak one (`W/`), which a compressing proxy made of ours, is as good")),
     responses((status = 200, description = "Changed", body = UpdatedView,
             headers(("etag" = String, description = "Its version"))),
         (status = 412, description = "It is not what `If-Match` takes it for", body = Problem,
@@ -138,12 +140,19 @@ async fn update(
     request: HttpRequest,
     changes: Json<Changes>,
 ) -> Answer {
-    let expected = request.headers().get(IF_MATCH).map(|value| value.to_str().unwrap_or_default().trim());
-    let expected = expected.filter(|tag| *tag != "*").map(|tag| tag.trim_matches('"'));
+    let expected = entity_tags::of(request.headers(), IF_MATCH);
     let shared = state.get().map_err(Problem::later)?.shared;
     let mut conn = state.acquire(org.0).await?;
     let id = DestinationId(id.0);
-    let setup = setup(&shared);
+    let expected = match expected {
+        // Of several, the one that it has now, if that is among them.
+        Some(tags) if tags.len() > 1 => {
+            let now = destinations::one(&mut conn, org.0, principal, id).await?.version;
+            tags.iter().find(|tag| **tag == now).or(tags.last()).cloned()
+        }
+        tags => tags.and_then(|tags| tags.into_iter().next()),
+    };
+    let (expected, setup) = (expected.as_deref(), setup(&shared));
     let updated = destinations::update(&mut conn, org.0, principal, id, changes.0, expected, setup).await?;
     Ok(tagged(StatusCode::OK, &updated.destination, &updated))
 }

@@ -28,7 +28,7 @@ const ERRORS: [(&str, &str); 8] = [
 const BODY_ERRORS: [(&str, &str); 3] = [
     ("408", "The body did not arrive in time"),
     ("413", "The body is too large"),
-    ("415", "The body is not said to be JSON"),
+    ("415", "The body is not JSON in UTF-8, or is compressed otherwise than by gzip"),
 ];
 
 /// And those that change something.
@@ -40,7 +40,8 @@ const CHANGE_ERRORS: [(&str, &str); 1] = [("409", "What is there does not allow 
         title = "Posthaste",
         description = "Webhooks from PostgreSQL.\n\nAll times are UTC. Lists have the newest first; \
             `next_cursor` of a page, as `cursor`, gives the next one. Errors are problem documents \
-            (RFC 9457). Members that are not known are refused.",
+            (RFC 9457). Members that are not known are refused. HEAD is wherever GET is. Bodies are JSON in \
+            UTF-8 and may be compressed (`content-encoding: gzip`).",
     ),
     servers((url = "/", description = "This server")),
     security(("bearer" = [])),
@@ -109,5 +110,6 @@ pub(super) fn methods(document: &Document, path: &str) -> Option<String> {
     let (_, item) = fitting.min_by_key(|(template, _)| parameters(template))?;
     let all = [("GET", &item.get), ("POST", &item.post), ("PATCH", &item.patch), ("DELETE", &item.delete)];
     let possible = all.into_iter().filter(|(_, operation)| operation.is_some());
-    Some(possible.map(|(name, _)| name).collect::<Vec<_>>().join(", "))
+    let names = possible.map(|(name, _)| if name == "GET" { "GET, HEAD" } else { name });
+    Some(names.collect::<Vec<_>>().join(", "))
 }

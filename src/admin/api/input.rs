@@ -1,14 +1,16 @@
 //! What comes with a request, read so that everything that is wrong with it is told at once.
 
 use std::future::{Future, Ready, ready};
+use std::io::Read as _;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
-use actix_web::http::header::CONTENT_LENGTH;
+use actix_web::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +29,11 @@ use crate::manage::input;
 const MAX_BODY: usize = 256 * 1024;
 /// Bytes of a body with events, beside one event of the largest size.
 const MAX_EVENTS_BODY: usize = 1024 * 1024;
+
+/// Bytes that are decompressed at once.
+const INFLATED_PIECE_BYTES: usize = 16 * 1024;
+/// What some clients put before a text in UTF-8.
+const UTF_8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// In the path of every request about an organization.
 #[derive(IntoParams)]
@@ -154,17 +161,77 @@ fn state(request: &HttpRequest) -> Result<&State, Problem> {
 }
 
 fn is_json(request: &HttpRequest) -> Result<(), Problem> {
-    if request.content_type().eq_ignore_ascii_case("application/json") {
-        return Ok(());
+    if !request.content_type().eq_ignore_ascii_case("application/json") {
+        let detail = "The body must be JSON, with the header content-type: application/json.";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let detail = "The body must be JSON, with the header content-type: application/json.";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
+    let header =
+        request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let charset = header.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"'))
+    });
+    let is_utf8 =
+        |name: &str| ["utf-8", "utf8", "us-ascii"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    if charset.is_none_or(is_utf8) { Ok(()) } else { Err(not_utf8()) }
+}
+
+fn not_utf8() -> Problem {
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "The body must be JSON in UTF-8, and in no other charset.",
+    )
+}
+
+fn too_large(most: usize) -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("The body is larger than {most} bytes."))
+}
+
+fn no_room() -> Problem {
+    Problem::later("Too many bodies are being read: try again later.")
+}
+
+/// Whether a body is compressed.
+fn is_compressed(request: &HttpRequest) -> Result<bool, Problem> {
+    let codings = request.headers().get_all(CONTENT_ENCODING).filter_map(|value| value.to_str().ok());
+    let codings: Vec<&str> = codings.flat_map(|value| value.split(',')).map(str::trim).collect();
+    match codings[..] {
+        [] => Ok(false),
+        [one] if one.is_empty() || one.eq_ignore_ascii_case("identity") => Ok(false),
+        [one] if one.eq_ignore_ascii_case("gzip") || one.eq_ignore_ascii_case("x-gzip") => Ok(true),
+        _ => {
+            let detail = "A body may be compressed by gzip, once, and not otherwise.";
+            let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+            Err(problem.with(ACCEPT_ENCODING, "gzip"))
+        }
+    }
 }
 
 /// Reads a body of at most `most` bytes, as far as there is room, and as long as it makes progress.
-async fn read(request: &HttpRequest, mut payload: Payload, most: usize) -> Result<Body, Problem> {
+async fn read(request: &HttpRequest, payload: Payload, most: usize) -> Result<Body, Problem> {
+    let is_compressed = is_compressed(request)?;
     let org = request.extensions().get::<Org>().map_or(NOBODY, |org| org.0);
     let mut reserved = state(request)?.budget.open(org);
+    let mut bytes = receive(request, payload, most, &mut reserved).await?;
+    if is_compressed {
+        bytes = inflate(&bytes, most, &mut reserved).await?;
+    }
+    if bytes.starts_with(UTF_8_MARK) {
+        bytes.advance(UTF_8_MARK.len());
+    }
+    // Without its mark, UTF-16 looks like ASCII with zeros in between.
+    if std::str::from_utf8(&bytes).is_err() || bytes.iter().take(2).any(|byte| *byte == 0) {
+        return Err(not_utf8());
+    }
+    Ok(Body { bytes, reserved })
+}
+
+async fn receive(
+    request: &HttpRequest,
+    mut payload: Payload,
+    most: usize,
+    reserved: &mut Reserved,
+) -> Result<Bytes, Problem> {
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let _reads = request.conn_data::<Rc<ConnectionSlot>>().map(|place| place.read_body(length));
     let mut body = BytesMut::new();
@@ -178,18 +245,41 @@ async fn read(request: &HttpRequest, mut payload: Payload, most: usize) -> Resul
                     Problem::new(StatusCode::BAD_REQUEST, format!("The body did not arrive whole: {error}."))
                 })?;
                 if body.len() + chunk.len() > most {
-                    let detail = format!("The body is larger than {most} bytes.");
-                    return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+                    return Err(too_large(most));
                 }
                 if !reserved.grow(chunk.len() as u64) {
-                    return Err(Problem::later("Too many bodies are being read: try again later."));
+                    return Err(no_room());
                 }
                 body.extend_from_slice(&chunk);
             }
             Ok(false)
         };
         if tokio::time::timeout(PROGRESS_TIME, some).await.map_err(timed_out)?? {
-            return Ok(Body { bytes: body.freeze(), reserved });
+            return Ok(body.freeze());
         }
+    }
+}
+
+/// What was compressed: its limit and its budget are those of bodies that were not.
+async fn inflate(compressed: &[u8], most: usize, reserved: &mut Reserved) -> Result<Bytes, Problem> {
+    let mut decoder = MultiGzDecoder::new(compressed);
+    let mut body = BytesMut::new();
+    let mut piece = vec![0; INFLATED_PIECE_BYTES];
+    loop {
+        let read = decoder.read(&mut piece).map_err(|error| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("The body is not whole gzip: {error}."))
+        })?;
+        if read == 0 {
+            return Ok(body.freeze());
+        }
+        if body.len() + read > most {
+            return Err(too_large(most));
+        }
+        if !reserved.grow(read as u64) {
+            return Err(no_room());
+        }
+        body.extend_from_slice(&piece[..read]);
+        // The thread has other connections.
+        tokio::task::yield_now().await;
     }
 }

@@ -6,6 +6,7 @@ mod access;
 mod deliveries;
 mod destinations;
 mod document;
+mod entity_tags;
 mod events;
 mod input;
 mod jobs;

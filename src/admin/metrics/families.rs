@@ -28,6 +28,8 @@ macro_rules! families {
 
 families! {
     BUILD_INFO: gauge posthaste_build_info [version] "Always 1; the version is a label.";
+    LOG_LINES_DROPPED: counter posthaste_log_lines_dropped_total []
+        "Log lines dropped, as nobody read them in time.";
     READY: gauge posthaste_ready [] "1 if /readyz says yes.";
     PROBLEMS: gauge posthaste_problems [] "Problems that /readyz names.";
     WARNINGS: gauge posthaste_warnings [] "Warnings that /readyz names.";

@@ -389,3 +389,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn hosts_that_no_resolver_can_be_asked_for_are_refused() {
+    let rules = Rules::default();
+    let (long, label) = ("a".repeat(64), "a".repeat(63));
+    let name = format!("{label}.{label}.{label}.{}", "a".repeat(61));
+    for url in [
+        "http://../".to_owned(),
+        "http://./".into(),
+        "http://example..com/".into(),
+        "http://.example.com/".into(),
+        "http://example.com../".into(),
+        format!("http://{long}.com/"),
+        format!("http://example.{long}/"),
+        format!("http://{name}a/"),
+        format!("http://b.{name}/"),
+    ] {
+        let refused = rules.check_url(&url).unwrap_err();
+        assert!(matches!(refused, Refusal::Malformed(_)), "{url}: {refused}");
+    }
+    for url in [
+        "http://@example.com/".to_owned(),
+        "http://:@example.com/".into(),
+        "http:@example.com".into(),
+        "http:\\\\@example.com".into(),
+        "http://u@example.com/".into(),
+    ] {
+        assert_eq!(rules.check_url(&url), Err(Refusal::Userinfo), "{url}");
+    }
+    for url in [
+        "http://example.com./".to_owned(),
+        format!("http://{name}/"),
+        format!("http://{name}./"),
+        "http://_dmarc.example.com/".into(),
+        "http://example.com/@u".into(),
+        "http://example.com?to=a@b".into(),
+        "http://example.com#a@b".into(),
+        "http://xn--mnchen-3ya.example/".into(),
+        "http://m\u{fc}nchen.example/".into(),
+    ] {
+        assert!(rules.check_url(&url).is_ok(), "{url}");
+    }
+}
