@@ -126,7 +126,7 @@ async fn every_fault_is_found_with_its_remedy() {
             "ALTER TABLE webhook_destinations ALTER batch_size TYPE bigint",
             "webhook_destinations.batch_size is bigint and should be integer",
         ),
-        ("ALTER TABLE webhook_deliveries DROP COLUMN response_body", "webhook_deliveries.response_body"),
+        ("ALTER TABLE webhook_deliveries DROP COLUMN response_body", "ADD COLUMN response_body"),
         ("REVOKE SELECT ON posthaste_migrations FROM ROLE", "GRANT SELECT ON public.posthaste_migrations"),
     ];
     for (harm, remedy) in faults {
