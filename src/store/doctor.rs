@@ -92,6 +92,7 @@ pub async fn examine(conn: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
         // What else there is to say is said when the tables can be read.
         let told = |what| fault(what, "until then deliveries may stop, those of everybody");
         findings.extend(misshapen.into_iter().map(told));
+        findings.extend(faults(conn).await?);
         return Ok(findings);
     }
     findings.extend(rights(conn, &NEEDED, fault).await?);

@@ -71,12 +71,6 @@ impl Posthaste {
         Posthaste::start(command(arguments, environment))
     }
 
-    /// The same, but nobody takes what it prints.
-    pub fn spawn_unheard(arguments: &[&str], environment: &[(&str, &str)]) -> Posthaste {
-        let child = command(arguments, environment).spawn().unwrap();
-        Posthaste { child, log: Arc::default(), readers: Vec::new() }
-    }
-
     fn start(mut command: Command) -> Posthaste {
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));

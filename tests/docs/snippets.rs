@@ -16,21 +16,6 @@ async fn run(db: &Db, sql: &str) {
 }
 
 #[tokio::test]
-async fn the_bridge_turns_rows_of_another_table_into_deliveries() {
-    let db = Db::new().await;
-    let [bridge] = sql("docs/adopting.md").try_into().unwrap();
-    run(&db, &bridge).await;
-    let org = db.org().await;
-    db.destination(org, "https://example.com/").event_types("{order.*}").insert().await;
-    run(&db, "INSERT INTO orders (customer, total) VALUES ('an organization', 12.50), ('nobody', 1)").await;
-    run(&db, "BEGIN; INSERT INTO orders (customer, total) VALUES ('an organization', 1); ROLLBACK").await;
-    assert_eq!(db.deliveries("status = 'pending'").await, 1);
-    let payload = db.text("SELECT payload FROM activity_logs WHERE event_type = 'order.created'").await;
-    assert_eq!(payload.unwrap(), r#"{"total": 12.50, "customer": "an organization", "order_id": 1}"#);
-    check_invariants(&db, &[]).await;
-}
-
-#[tokio::test]
 async fn the_filter_that_is_shown_chooses_what_it_says() {
     let db = Db::new().await;
     let [filter] = sql("docs/schema.md").try_into().unwrap();

@@ -142,7 +142,9 @@ async fn a_destination_is_locked_and_released_while_it_runs() {
         stores(secret).await;
         let said = format!("destination={destination} is not contacted: signing_secret ");
         eventually("it is locked", async || {
-            program.log().rsplit_once(&said).is_some_and(|(_, rest)| rest.contains(why))
+            let log = program.log();
+            let told = log.matches(&said).count() == n + 1;
+            told && log.rsplit_once(&said).is_some_and(|(_, rest)| rest.contains(why))
         })
         .await;
         db.events(org, 1).await;
